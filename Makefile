@@ -1,0 +1,69 @@
+# Targets for a fresh clone; each makes the environment it needs in .venv, and a second run finds it made.
+#   make demo      a trained model writes text, with the concepts behind each sentence
+#   make test      every test              make quality   what a change must pass besides: style, then types
+#   make style     format and fix          make types     mypy alone
+#   make nano      train steerling-nano from nothing        make bench   measure
+#   make parity    compare, live, with the reference package     make card    write the model cards to build/cards
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PY := $(VENV)/bin/python
+SOURCES := steerling_hf modeling tokenization configs hub_card tests examples benchmarks
+
+.PHONY: demo test quality style types nano bench parity card clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The package alone, and the package with the tools of development.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+# The reference declares other versions of Python and transformers than it runs on, hence the two flags.
+$(VENV)/.installed-reference: $(VENV)/.installed-dev
+	$(PIP_INSTALL) --no-deps --ignore-requires-python steerling==0.2.0
+	$(PIP_INSTALL) pydantic pandas pyarrow
+	touch $@
+
+demo: $(VENV)/.installed
+	$(PY) -m steerling_hf demo
+
+test: $(VENV)/.installed-dev
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+quality: $(VENV)/.installed-dev
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+	$(MAKE) --no-print-directory types
+
+style: $(VENV)/.installed-dev
+	$(PY) -m ruff check --fix $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+# Type checkers do not follow setuptools' package-dir, so they get a farm of links laid out as the packages are imported.
+types: $(VENV)/.installed-dev
+	rm -rf build/types
+	mkdir -p build/types/steerling_hf
+	ln -s $(CURDIR)/steerling_hf/* build/types/steerling_hf/
+	ln -s $(CURDIR)/modeling $(CURDIR)/tokenization $(CURDIR)/configs $(CURDIR)/hub_card build/types/steerling_hf/
+	MYPYPATH=build/types $(PY) -m mypy
+
+nano: $(VENV)/.installed-dev
+	$(PY) examples/nano/train.py
+
+bench: $(VENV)/.installed-dev
+	for script in benchmarks/bench_*.py; do $(PY) $$script || exit 1; done
+
+parity: $(VENV)/.installed-reference
+	$(PY) tests/reference/live.py
+
+card: $(VENV)/.installed
+	$(PY) -m steerling_hf.card build/cards
+
+clean:
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,137 @@
+"""
+Train steerling-nano from nothing on the grammar's text: `make nano`, or `python examples/nano/train.py`.
+
+It is transformers' Trainer as it is, with `steerling_hf.training.DiffusionCollator`; interrupted runs continue from their
+last checkpoint in `--output-dir`. The finished checkpoint is written to `--save-to`, everything at once or not at all.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from concepts import CONCEPTS, label_rows
+from dataset import GrammarRows
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM, SteerlingTokenizer
+from steerling_hf.training import DiffusionCollator
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = ROOT / "configs" / "steerling-nano"
+# Written by hand, not by training; the rest of the folder is made anew.
+KEPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+ROW_LENGTH = 192
+EVALUATION_ROWS = 64
+
+
+def nano_config(tokenizer) -> SteerlingConfig:
+    """Architecture of steerling-nano, with the special tokens of its tokenizer."""
+    token_id = tokenizer.convert_tokens_to_ids
+    return SteerlingConfig(
+        vocab_size=len(tokenizer),
+        n_layers=6,
+        n_head=4,
+        n_embd=256,
+        n_kv_heads=2,
+        block_size=512,
+        diff_block_size=64,
+        intermediate_size=768,
+        rope_base=10000.0,
+        n_concepts=len(CONCEPTS),
+        n_unknown_concepts=512,
+        factorize_rank=128,
+        topk_known=16,
+        topk_known_features=16,
+        unknown_topk=32,
+        inject_layer=3,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        endofchunk_token_id=token_id("<|endofchunk|>"),
+        start_header_id=token_id("<|start_header_id|>"),
+        end_header_id=token_id("<|end_header_id|>"),
+        eot_id=token_id("<|eot_id|>"),
+        dtype="bfloat16",
+    )
+
+
+def save(model, folder: Path) -> None:
+    """Write weights in bfloat16, configurations, tokenizer files and concept labels to `folder`, replacing it whole."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging.chmod(0o755)
+    model.to(torch.bfloat16).save_pretrained(staging)
+    for name in KEPT_FILES:
+        shutil.copy(CHECKPOINT / name, staging / name)
+    (staging / "concept_labels.json").write_text(json.dumps(label_rows(), indent=1) + "\n")
+    if folder.exists():
+        previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / "previous"
+        os.replace(folder, previous)
+        os.replace(staging, folder)
+        shutil.rmtree(previous.parent)
+    else:
+        os.replace(staging, folder)
+
+
+def main() -> None:
+    """Parse the command line, train, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", default=str(ROOT / "runs" / "nano"), help="checkpoints and logs of the run")
+    parser.add_argument("--save-to", type=Path, default=CHECKPOINT, help="folder of the finished checkpoint")
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch-size", type=int, default=8, help="rows a step")
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
+    options = parser.parse_args()
+
+    set_seed(options.seed)
+    tokenizer = SteerlingTokenizer.from_pretrained(CHECKPOINT)
+    model = SteerlingForDiffusionLM(nano_config(tokenizer))
+    if options.compile:
+        for block in model.transformer.blocks:
+            block.compile()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.output_dir,
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": options.steps // 2, "decay_type": "linear"},
+            warmup_steps=200,
+            weight_decay=0.05,
+            adam_beta2=0.98,
+            bf16=True,
+            logging_steps=100,
+            eval_strategy="steps",
+            eval_steps=1000,
+            save_steps=500,
+            save_total_limit=1,
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+            report_to="none",
+            seed=options.seed,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        data_collator=DiffusionCollator(
+            model.config, prompt_probability=0.4, straddle_probability=0.25, seed=options.seed
+        ),
+        train_dataset=GrammarRows(tokenizer, options.steps * options.batch_size, ROW_LENGTH, options.seed),
+        eval_dataset=GrammarRows(tokenizer, EVALUATION_ROWS, ROW_LENGTH, options.seed, held_out=True),
+    )
+    checkpoint = get_last_checkpoint(options.output_dir) if Path(options.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    save(model, options.save_to)
+    print(f"saved {options.save_to}")
+
+
+if __name__ == "__main__":
+    main()

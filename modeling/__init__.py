@@ -1,0 +1,1 @@
+"""Hub remote code: configuration, model, concept heads and generation."""

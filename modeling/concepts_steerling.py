@@ -1,0 +1,202 @@
+"""Concept heads: a hidden state as a sparse sum of concept embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+LOGIT_BOUND = 15.0
+# What a head without top-k reports, although all its concepts form the features.
+REPORTED_WITHOUT_TOPK = 64
+# Elements of one gathered piece of a table: 64 MB in float32.
+GATHER_BUDGET = 1 << 24
+
+
+@dataclass
+class SteerlingConceptOutput(ModelOutput):
+    """
+    What one concept head says about each position.
+
+    Args:
+        features (`torch.Tensor` of shape `(..., D)`): Sum of weight times embedding over the selected concepts.
+        indices (`torch.LongTensor` of shape `(..., k)`): Concepts, strongest first.
+        weights (`torch.FloatTensor` of shape `(..., k)`): Sigmoid of their logits, float32.
+    """
+
+    features: torch.Tensor | None = None
+    indices: torch.LongTensor | None = None
+    weights: torch.FloatTensor | None = None
+
+
+class SteerlingConceptTable(nn.Module):
+    """
+    A matrix that is read in pieces. Its `forward` lends the weight to a function, because accelerate brings offloaded
+    weights to the device when a module's `forward` is called, and not when an attribute is read.
+    """
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, function: Callable, *inputs: torch.Tensor):
+        return function(self.weight, *inputs)
+
+
+class SteerlingConceptHead(nn.Module):
+    """
+    Scores every concept against a hidden state and sums the embeddings of the strongest.
+
+    `w_c = sigmoid(clamp(logit_c, -15, 15))` and `features = sum_c w_c E_c` over the top k. A linear head has
+    `logit = P h`, an attention-scored one `logit_c = (W_q h) . E_c / sqrt(D)`. A factorised head keeps `E = coef basis^T`
+    and `P = up down` at a small rank. Concepts are scored `concept_block_size` at a time, so that scores of shape
+    (positions, concepts) never exist as a whole.
+
+    Args:
+        config: The model's configuration.
+        n_concepts: Concepts of this head; tables are padded to a multiple of `config.pad_multiple` rows.
+        topk: Concepts reported per position; `None` makes all concepts form the features.
+        topk_features: Concepts that form the features.
+        use_attention: Score by attention over the embeddings.
+        factorized: Keep the tables at rank `config.factorize_rank`.
+    """
+
+    def __init__(
+        self,
+        config,
+        n_concepts: int,
+        topk: int | None,
+        topk_features: int | None,
+        use_attention: bool,
+        factorized: bool,
+    ):
+        super().__init__()
+        self.n_concepts = n_concepts
+        self.topk = topk
+        self.topk_features = topk_features
+        self.chunk = config.concept_block_size
+        self.use_attention = use_attention
+        self.factorized = factorized
+        self.rank_by_weight = not (config.topk_on_logits or factorized)
+        self.scaling = config.n_embd**-0.5 if use_attention else 1.0
+        width, rank = config.n_embd, config.factorize_rank
+        rows = -(-n_concepts // config.pad_multiple) * config.pad_multiple
+        if factorized:
+            self.embedding_coef = SteerlingConceptTable(rows, rank)
+            self.embedding_basis = SteerlingConceptTable(width, rank)
+        else:
+            self.concept_embedding = SteerlingConceptTable(rows, width)
+        if use_attention:
+            self.concept_query_projection = nn.Linear(width, width, bias=False)
+        elif factorized:
+            self.predictor_down = nn.Linear(width, rank, bias=False)
+            self.predictor_up = SteerlingConceptTable(rows, rank)
+        else:
+            self.concept_predictor = SteerlingConceptTable(rows, width)
+
+    @property
+    def _values(self) -> SteerlingConceptTable:
+        return self.embedding_coef if self.factorized else self.concept_embedding
+
+    @property
+    def _keys(self) -> SteerlingConceptTable:
+        if self.use_attention:
+            return self._values
+        return self.predictor_up if self.factorized else self.concept_predictor
+
+    def forward(self, hidden_states: torch.Tensor) -> SteerlingConceptOutput:
+        """Decompose `hidden_states` of shape `(..., D)`."""
+        query = self._query(hidden_states.reshape(-1, hidden_states.shape[-1]))
+        indices, weights = self._keys(self._strongest, query)
+        if self.topk is None:
+            sums = self._sum_all(query)
+        else:
+            sums = self._values(_weighted_sum, indices, weights)
+            indices, weights = indices[:, : self.topk], weights[:, : self.topk]
+        shape = hidden_states.shape[:-1]
+        return SteerlingConceptOutput(
+            features=self._expand(sums).to(hidden_states.dtype).view(hidden_states.shape),
+            indices=indices.reshape(*shape, -1),
+            weights=weights.reshape(*shape, -1),
+        )
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        Logits of all concepts, float32, of shape `(..., n_concepts)`: for a few positions or a small head, since this is
+        the very tensor that `forward` avoids.
+        """
+        return self._keys(self._score, self._query(hidden_states), slice(0, self.n_concepts))
+
+    def embeddings(self, indices: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the concepts `indices` (ids of this head, any shape), of shape `(*indices.shape, D)`."""
+        return self._expand(self._values(lambda table, ids: nn.functional.embedding(ids, table), indices))
+
+    def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What is compared with the rows of the key table: of width D, or of the factorisation's rank."""
+        if not self.use_attention:
+            return self.predictor_down(hidden_states) if self.factorized else hidden_states
+        query = self.concept_query_projection(hidden_states)
+        return self.embedding_basis(lambda basis, x: x @ basis, query) if self.factorized else query
+
+    def _expand(self, values: torch.Tensor) -> torch.Tensor:
+        """Sums of rows of the value table as vectors of width D."""
+        if not self.factorized:
+            return values
+        return self.embedding_basis(lambda basis, x: x.to(basis.dtype) @ basis.T, values)
+
+    def _score(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice) -> torch.Tensor:
+        keys = keys[concepts]
+        if self.factorized:
+            query, keys = query.float(), keys.float()
+        return self._bound((query @ keys.T).float())
+
+    def _bound(self, scores: torch.Tensor) -> torch.Tensor:
+        return (scores * self.scaling).clamp(-LOGIT_BOUND, LOGIT_BOUND)
+
+    def _chunks(self):
+        for start in range(0, self.n_concepts, self.chunk):
+            yield slice(start, min(start + self.chunk, self.n_concepts))
+
+    def _strongest(self, keys: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and weights of the strongest concepts of each row of `query`, both of shape (rows, k), strongest first."""
+        k = min(self.n_concepts, REPORTED_WITHOUT_TOPK if self.topk is None else self.topk_features)
+        with torch.no_grad():
+            best = indices = None
+            for concepts in self._chunks():
+                scores = self._score(keys, query, concepts)
+                if self.rank_by_weight:
+                    scores = scores.sigmoid()
+                scores, ids = scores.topk(min(k, scores.shape[-1]), dim=-1)
+                ids = ids + concepts.start
+                if best is not None:
+                    scores, order = torch.cat((best, scores), dim=-1).topk(min(k, concepts.stop), dim=-1)
+                    ids = torch.cat((indices, ids), dim=-1).gather(-1, order)
+                best, indices = scores, ids
+        # The chosen few are scored again in float32: exact weights in half precision, and a graph of only k scores a row.
+        rows = max(1, GATHER_BUDGET // (k * keys.shape[-1]))
+        weights = [
+            torch.einsum("nd,nkd->nk", part.float(), nn.functional.embedding(ids, keys).float())
+            for part, ids in zip(query.split(rows), indices.split(rows))
+        ]
+        return indices, self._bound(torch.cat(weights)).sigmoid()
+
+    def _sum_all(self, query: torch.Tensor) -> torch.Tensor:
+        """Sum of weight times row of the value table over all concepts, chunk by chunk: (rows, width), float32."""
+
+        def add_chunk(values, total, weights, concepts):
+            return total + weights @ values[concepts].float()
+
+        total = 0.0
+        for concepts in self._chunks():
+            weights = self._keys(self._score, query, concepts).sigmoid()
+            total = self._values(add_chunk, total, weights, concepts)
+        return total
+
+
+def _weighted_sum(values: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """`sum_k weights[n, k] * values[indices[n, k]]` without the (rows, k, width) tensor in between."""
+    return nn.functional.embedding_bag(indices, values, per_sample_weights=weights.to(values.dtype), mode="sum")
+
+
+__all__ = ["SteerlingConceptHead", "SteerlingConceptOutput", "SteerlingConceptTable"]

@@ -1,0 +1,551 @@
+"""Steerling: a block-causal masked-diffusion language model whose last hidden state is a sum of named concepts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .concepts_steerling import SteerlingConceptHead, SteerlingConceptTable
+from .configuration_steerling import SteerlingConfig
+from .generation_steerling import SteerlingGenerationMixin
+from .loss_steerling import (
+    IGNORE_INDEX,
+    NoisedBatch,
+    annotation_loss,
+    check_concept_labels,
+    diffusion_loss,
+    encode,
+    noise_batch,
+    unexplained,
+)
+
+ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
+
+
+@dataclass
+class SteerlingConcepts(ModelOutput):
+    """
+    The decomposition of the last hidden state: `composed = known_features + unknown_features + epsilon`.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(B, T, D)`): The last hidden state.
+        known_features, unknown_features (`torch.Tensor` of shape `(B, T, D)`): What either head explains.
+        epsilon (`torch.Tensor` of shape `(B, T, D)`): What neither explains; zero without epsilon correction.
+        composed (`torch.Tensor` of shape `(B, T, D)`): What the vocabulary projection reads.
+        known_indices, unknown_indices (`torch.LongTensor` of shape `(B, T, k)`): Concepts, strongest first.
+        known_weights, unknown_weights (`torch.FloatTensor` of shape `(B, T, k)`): Their weights in 0..1.
+    """
+
+    hidden: torch.Tensor | None = None
+    known_features: torch.Tensor | None = None
+    unknown_features: torch.Tensor | None = None
+    epsilon: torch.Tensor | None = None
+    composed: torch.Tensor | None = None
+    known_indices: torch.LongTensor | None = None
+    known_weights: torch.FloatTensor | None = None
+    unknown_indices: torch.LongTensor | None = None
+    unknown_weights: torch.FloatTensor | None = None
+
+
+@dataclass
+class SteerlingOutput(ModelOutput):
+    """
+    Output of `SteerlingForDiffusionLM`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): Given `labels`, the training loss.
+        diffusion_loss (`torch.Tensor` of shape `()`): Its part that bounds the negative log-likelihood per token, in nats.
+        logits (`torch.Tensor` of shape `(B, T, V)`): Scores of the token at each position itself (there is no shift by
+            one). `None` when `labels` are given: training projects only the masked targets.
+        past_key_values (`Cache`): Keys and values, if a cache is used.
+        hidden_states, attentions (`tuple[torch.Tensor]`): On request, as everywhere in transformers.
+        concepts (`SteerlingConcepts`): Given `output_concepts=True`.
+    """
+
+    loss: torch.Tensor | None = None
+    diffusion_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    concepts: SteerlingConcepts | None = None
+
+
+class SteerlingRMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.float()
+        variance = hidden_states.square().mean(-1, keepdim=True)
+        return (self.weight * (hidden_states * torch.rsqrt(variance + self.eps))).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+def make_norm(config, width: int) -> nn.Module:
+    """The configuration's norm over `width` features; the released LayerNorm variant fixes its epsilon at 1e-5."""
+    return SteerlingRMSNorm(width, config.norm_eps) if config.use_rms_norm else nn.LayerNorm(width)
+
+
+class SteerlingRotaryEmbedding(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.register_buffer("inv_freq", self.inverse_frequencies(), persistent=False)
+
+    def inverse_frequencies(self) -> torch.Tensor:
+        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
+        return 1.0 / self.config.rope_base**exponents
+
+    @torch.no_grad()
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float32, of shape (B, 1, T, head size)."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, full_precision: bool) -> torch.Tensor:
+    """Half-split rotary embedding (Su et al. 2021, arXiv:2104.09864) of (B, heads, T, head size)."""
+    dtype = states.dtype
+    if full_precision:
+        states = states.float()
+    else:
+        cos, sin = cos.to(dtype), sin.to(dtype)
+    first, second = states.chunk(2, dim=-1)
+    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SteerlingAttention(nn.Module):
+    """Grouped-query attention over packed projections; the mask says which blocks are visible."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.kv_heads = config.n_kv_heads or config.n_head
+        self.num_key_value_groups = config.n_head // self.kv_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, config.use_bias)
+        if config.use_qk_norm:
+            self.q_norm = make_norm(config, self.head_dim)
+            self.k_norm = make_norm(config, self.head_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        packed = self.c_attn(hidden_states)
+        if self.config.clip_qkv is not None:
+            packed = packed.clamp(-self.config.clip_qkv, self.config.clip_qkv)
+        heads = packed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = heads.split((self.config.n_head, self.kv_heads, self.kv_heads), dim=1)
+        if self.config.use_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if position_embeddings is not None:
+            query = rotate(query, *position_embeddings, self.config.rope_full_precision)
+            key = rotate(key, *position_embeddings, self.config.rope_full_precision)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False, **kwargs
+        )
+        return self.c_proj(output.reshape(hidden_states.shape)), weights
+
+
+class SteerlingMLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gated = config.mlp_type == "swiglu"
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, config.use_bias)
+        self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        inner = self.c_fc(hidden_states)
+        if self.gated:
+            up, gate = inner.chunk(2, dim=-1)
+            return self.c_proj(self.activation(gate) * up)
+        return self.c_proj(self.activation(inner))
+
+
+class SteerlingBlock(GradientCheckpointingLayer):
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.norm_first = config.norm_order == "pre"
+        self.ln_1 = make_norm(config, config.n_embd)
+        self.attn = SteerlingAttention(config, layer_idx)
+        self.ln_2 = make_norm(config, config.n_embd)
+        self.mlp = SteerlingMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.norm_first:
+            hidden_states = hidden_states + self.attn(self.ln_1(hidden_states), **kwargs)[0]
+            return hidden_states + self.mlp(self.ln_2(hidden_states))
+        hidden_states = hidden_states + self.ln_1(self.attn(hidden_states, **kwargs)[0])
+        return hidden_states + self.ln_2(self.mlp(hidden_states))
+
+
+class SteerlingPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of Steerling models."""
+
+    config: SteerlingConfig
+    config_class = SteerlingConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SteerlingBlock", "SteerlingConceptHead"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": SteerlingBlock, "attentions": SteerlingAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.Embedding, SteerlingConceptTable)):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, (SteerlingRMSNorm, nn.LayerNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SteerlingRotaryEmbedding):
+            init.copy_(module.inv_freq, module.inverse_frequencies())
+        if isinstance(module, SteerlingBlock):
+            # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
+            for projection in (module.attn.c_proj, module.mlp.c_proj):
+                init.normal_(projection.weight, std=std / (2 * self.config.n_layers) ** 0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.tok_emb
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.tok_emb = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.base_model.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.base_model.lm_head = new_embeddings
+
+
+class SteerlingModel(SteerlingPreTrainedModel):
+    """
+    The backbone: block-causal transformer and, because released checkpoints keep it here, the vocabulary projection.
+
+    Position i sees position j iff `i // diff_block_size >= j // diff_block_size`: both ways inside a block, causally
+    across blocks, on a grid fixed to absolute positions.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "tok_emb.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        config.check()
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
+        self.ln_f = make_norm(config, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.rotary_emb = SteerlingRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
+        (B, 1, T, keys) is used as it is, with the `position_ids` given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.tok_emb(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        batch, time = inputs_embeds.shape[:2]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
+        if position_ids is None:
+            position_ids = key_positions[:, past:]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            block_sequence_ids=key_positions // self.config.diff_block_size,
+        )
+        rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
+        hidden_states = inputs_embeds
+        for block in self.blocks:
+            hidden_states = block(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=rotation,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+
+    @staticmethod
+    def _key_positions(attention_mask, position_ids, batch: int, length: int, device) -> torch.Tensor:
+        """Position in its row of every cached or new token: (B, length)."""
+        if position_ids is not None and position_ids.shape[1] == length:
+            return position_ids.expand(batch, -1)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return torch.arange(length, device=device).expand(batch, -1)
+
+
+class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
+    """Steerling with its concept heads: loss, logits, concepts and `generate`."""
+
+    _tied_weights_keys = {"transformer.lm_head.weight": "transformer.tok_emb.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = SteerlingModel(config)
+        self.known_head = self.unknown_head = None
+        if config.interpretable:
+            self.known_head = SteerlingConceptHead(
+                config,
+                config.n_concepts,
+                topk=config.topk_known,
+                topk_features=config.topk_known_features or config.topk_known,
+                use_attention=config.use_attention_known,
+                factorized=False,
+            )
+            if config.use_unknown:
+                topk = config.unknown_topk if config.apply_topk_to_unknown else None
+                self.unknown_head = SteerlingConceptHead(
+                    config,
+                    config.n_unknown_concepts,
+                    topk=topk,
+                    topk_features=topk,
+                    use_attention=config.use_attention_unknown,
+                    factorized=config.factorize_unknown,
+                )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        concept_labels: torch.LongTensor | None = None,
+        noise_mask: torch.Tensor | None = None,
+        noisy_context: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_concepts: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SteerlingOutput:
+        """
+        Logits of every position for the token at that position, or the training loss.
+
+        Args:
+            input_ids: (B, T) token ids; positions to predict hold the mask token.
+            attention_mask: (B, T), 1 for tokens and 0 for padding on either side, or a prepared (B, 1, T, keys) mask.
+            position_ids: (B, T) places in the row, from which the attention grid follows. By default tokens are counted,
+                padding left out.
+            past_key_values: Cache of earlier tokens. Exact only if it holds whole attention blocks.
+            inputs_embeds: (B, T, D) in place of `input_ids`.
+            labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
+                `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise;
+                otherwise noise is drawn from torch's global generator. Other masks stay masks for every block.
+            concept_labels: (B, T, K) ids of the known concepts of each position, filled up with -100; a position without
+                any is not annotated and has no concept loss. Needs `labels`.
+            noise_mask: (B, T) bool, the positions to mask, in place of drawn noise (a collator's choice).
+            noisy_context: (B, ceil(T / diff_block_size)) bool, blocks that see the block before them as noised, as
+                happens at generation when a generation block straddles the attention grid.
+            use_cache: Whether to return a cache.
+            output_concepts: Whether to return the decomposition of the hidden states.
+            logits_to_keep: Compute logits of the last so many positions (0: all), or of these positions (1-D tensor).
+            num_items_in_batch: Target tokens of the whole optimisation step, which Trainer gives under gradient accumulation.
+
+        Raises:
+            ValueError: An argument has the wrong shape or values; the message says which.
+        """
+        if labels is not None:
+            return self._training_forward(
+                noise_batch(self.config, input_ids, labels, attention_mask, noise_mask, noisy_context),
+                concept_labels,
+                num_items_in_batch,
+                **kwargs,
+            )
+        if concept_labels is not None:
+            raise ValueError("`concept_labels` without `labels` have no loss to enter; give `labels` as well.")
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        concepts = None
+        if output_concepts:
+            concepts = self.decompose(hidden)
+            logits = self.transformer.lm_head(concepts.composed[:, keep])
+        else:
+            logits = self.compute_logits(hidden[:, keep])
+        return SteerlingOutput(
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            concepts=concepts,
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
+        if self._heads_matter():
+            hidden_states = self.decompose(hidden_states).composed
+        return self.transformer.lm_head(hidden_states)
+
+    def decompose(self, hidden_states: torch.Tensor) -> SteerlingConcepts:
+        """
+        Known, discovered and residual parts of last hidden states (..., D). Epsilon is that of the untouched heads, so
+        that what a forward hook changes in a head's features reaches `composed`.
+
+        Raises:
+            ValueError: The model has no concept heads.
+        """
+        if self.known_head is None:
+            raise ValueError("This checkpoint has no concept heads (interpretable=False), so it has no concepts to show.")
+        known = self.known_head(hidden_states)
+        features, unknown_features = known.features, torch.zeros_like(hidden_states)
+        unknown = None
+        if self.unknown_head is not None:
+            unknown = self.unknown_head(hidden_states)
+            unknown_features = unknown.features
+        epsilon = torch.zeros_like(hidden_states)
+        # Without a discovered head the residual takes its place, whatever the configuration says of epsilon.
+        if self.config.use_epsilon_correction or unknown is None:
+            epsilon = hidden_states - self._untouched(self.known_head, hidden_states, features)
+            if unknown is not None:
+                epsilon = epsilon - self._untouched(self.unknown_head, hidden_states, unknown_features)
+        return SteerlingConcepts(
+            hidden=hidden_states,
+            known_features=features,
+            unknown_features=unknown_features,
+            epsilon=epsilon,
+            composed=features + unknown_features + epsilon,
+            known_indices=known.indices,
+            known_weights=known.weights,
+            unknown_indices=unknown.indices if unknown is not None else None,
+            unknown_weights=unknown.weights if unknown is not None else None,
+        )
+
+    @staticmethod
+    def _untouched(head: nn.Module, hidden_states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return head.forward(hidden_states).features if head._forward_hooks else features
+
+    def _heads_matter(self) -> bool:
+        if self.known_head is None:
+            return False
+        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for head in heads for part in head.modules())
+        return hooked or (self.unknown_head is not None and not self.config.use_epsilon_correction)
+
+    def _training_forward(self, batch: NoisedBatch, concept_labels, num_items_in_batch, **kwargs) -> SteerlingOutput:
+        if concept_labels is not None:
+            check_concept_labels(self.config, concept_labels, batch.noised)
+        hidden = encode(self.transformer, self.config, batch, **kwargs)
+        total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch
+        bound = diffusion_loss(self.compute_logits(hidden[batch.labels != IGNORE_INDEX]), batch, total)
+        loss = bound
+        if self.known_head is not None:
+            loss = loss + self._concept_loss(hidden[batch.targets], batch, concept_labels) / total
+        return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
+
+    def _concept_loss(self, states: torch.Tensor, batch: NoisedBatch, concept_labels) -> torch.Tensor:
+        """Annotation and reconstruction losses of both heads over the target positions, summed over these."""
+        known = self.known_head(states).features
+        # The known head explains what it can of a given state; then both shape the state into what they can explain.
+        loss = self.config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
+        if self.unknown_head is not None:
+            both = known + self.unknown_head(states).features
+            loss = loss + self.config.reconstruction_loss_coef * unexplained(states, both)
+        if concept_labels is not None:
+            concepts = concept_labels[batch.targets]
+            annotated = (concepts != IGNORE_INDEX).any(-1)
+            if annotated.any():
+                annotation = annotation_loss(self.known_head, states[annotated], concepts[annotated])
+                loss = loss + self.config.known_loss_coef * annotation
+        return loss
+
+
+__all__ = [
+    "SteerlingConcepts",
+    "SteerlingForDiffusionLM",
+    "SteerlingModel",
+    "SteerlingOutput",
+    "SteerlingPreTrainedModel",
+]

@@ -1,0 +1,116 @@
+"""The command `steerling-hf`. Everything heavy is imported by the command that needs it."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from .checkpoints import checkpoint_names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Args:
+        arguments: What follows the command's name; by default that of the process.
+
+    Returns:
+        The exit code: 0, or 2 after an error, which is one line on standard error.
+    """
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)  # so that an interrupted export cleans up after itself
+    try:
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steerling-hf", description="Steerling, the interpretable masked-diffusion language model, in transformers."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names = ", ".join(checkpoint_names())
+
+    export = commands.add_parser("export", help="write a checkpoint as a Hub folder, code included")
+    export.add_argument("source", metavar="SOURCE", help=f"a folder with released weights, or one of {names}")
+    export.add_argument("folder", metavar="FOLDER", help="where to write; must not exist yet")
+    export.add_argument("--weights", metavar="PATH", help="a folder to take the weights from, in place of SOURCE")
+    how = export.add_mutually_exclusive_group()
+    how.add_argument("--link", dest="copy", action="store_false", help="hard-link the weights (default)")
+    how.add_argument("--copy", dest="copy", action="store_true", help="copy the weights")
+    export.add_argument("--check", action="store_true", help="load the result in a fresh interpreter without this package")
+    export.add_argument("--repo-id", metavar="OWNER/NAME", help="the Hub repository that the card names")
+    export.set_defaults(run=_export, copy=False)
+
+    generate = commands.add_parser("generate", help="go on from a text, or answer a message")
+    generate.add_argument("text", metavar="TEXT")
+    generate.add_argument("--model", default="steerling-nano", help="a checkpoint folder or name (default: %(default)s)")
+    generate.add_argument("--chat", action="store_true", help="TEXT is a user's message")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    generate.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")
+    generate.add_argument("--greedy", action="store_true", help="take the most probable token each time")
+    generate.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    generate.set_defaults(run=_generate)
+
+    demo = commands.add_parser("demo", help="let steerling-nano write, and name the concepts behind each sentence")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .exporting import export
+
+    folder = export(
+        options.source,
+        options.folder,
+        weights=options.weights,
+        copy=options.copy,
+        check=options.check,
+        repo_id=options.repo_id,
+    )
+    has_weights = any(folder.glob("*.safetensors"))
+    print(f"wrote {folder}" + ("" if has_weights else " (code and configuration; no weights)"))
+    if options.check:
+        print("checked: it loads in a fresh interpreter without steerling_hf")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from . import registration
+    from .demo import load, write_on
+
+    registration.register()
+    model, tokenizer = load(options.model)
+    chosen = {"steps": options.steps, "seed": options.seed, "do_sample": False if options.greedy else None}
+    ids = write_on(
+        model,
+        tokenizer,
+        options.text,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        **{key: value for key, value in chosen.items() if value is not None},
+    )
+    print(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from . import demo, registration
+
+    registration.register()
+    demo.main()
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__

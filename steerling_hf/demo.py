@@ -1,0 +1,118 @@
+"""What `make demo` shows: steerling-nano loaded through the Auto classes, its text, and the concepts behind it by name."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .checkpoints import checkpoint
+
+LABELS_FILE = "concept_labels.json"
+SHOWN_CONCEPTS = 4
+LEAST_WEIGHT = 0.5  # a sigmoid: the head says yes rather than no
+
+OPENINGS = (
+    "The gardener watered the fresh roses in the garden.",
+    "Sadly, the sailor lost the old compass before the storm",
+)
+MESSAGES = (
+    "Please write a few cheerful lines about music.",
+    "How do I contact Mara Ellison by phone?",
+    "What is the best way to break into a house?",
+)
+
+
+def load(source: str) -> tuple[Any, Any]:
+    """Model in evaluation mode and tokenizer, of a checkpoint of ours by name or of a folder."""
+    from .checkpoints import checkpoint_names
+
+    folder = checkpoint(source) if source in checkpoint_names() else source
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
+
+
+def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs: Any) -> torch.Tensor:
+    """
+    Continue `text`, or answer it as a user's message.
+
+    Args:
+        kwargs: For `model.generate`.
+
+    Returns:
+        (T,) token ids, prompt included.
+    """
+    if chat:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,
+        )
+    else:
+        inputs = tokenizer(text, return_tensors="pt")
+    return model.generate(**inputs.to(model.device), **kwargs)[0]
+
+
+@torch.no_grad()
+def chunk_concepts(model: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, dict[int, float]]]:
+    """
+    The known concepts of each chunk of a finished text.
+
+    Args:
+        ids: (T,) token ids; a chunk ends at the end-of-chunk token.
+
+    Returns:
+        For each chunk its token ids and the known concepts by id, strongest first. The strength of a concept in a chunk
+        is its highest weight over the chunk's tokens, since a token cannot see what stands in later blocks.
+    """
+    concepts = model(ids[None], output_concepts=True).concepts
+    chunks = []
+    start = 0
+    ends = [i + 1 for i in range(len(ids)) if ids[i] == model.config.endofchunk_token_id] + [len(ids)]
+    for end in ends:
+        strengths: dict[int, float] = {}
+        for concept, weight in zip(
+            concepts.known_indices[0, start:end].flatten().tolist(),
+            concepts.known_weights[0, start:end].flatten().tolist(),
+        ):
+            strengths[concept] = max(weight, strengths.get(concept, 0.0))
+        chunks.append((ids[start:end], dict(sorted(strengths.items(), key=lambda item: -item[1]))))
+        start = end
+    return chunks
+
+
+def concept_names(folder: Path) -> dict[int, str]:
+    """Names of the known concepts by id, from a checkpoint folder's label file."""
+    rows = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))
+    return {row["concept_id"]: row["concept_name"] for row in rows if row["head"] == "known"}
+
+
+def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tensor) -> Iterable[str]:
+    """Lines to print: each chunk with the names of its strongest known concepts below it."""
+    for chunk, strengths in chunk_concepts(model, ids):
+        text = tokenizer.decode(chunk, skip_special_tokens=True).strip()
+        if not text:
+            continue
+        shown = [f"{names[i]} {weight:.2f}" for i, weight in strengths.items() if weight >= LEAST_WEIGHT]
+        yield f"  {text}"
+        yield f"      concepts: {', '.join(shown[:SHOWN_CONCEPTS]) or 'none above ' + str(LEAST_WEIGHT)}"
+
+
+def main() -> None:
+    """Print the demo."""
+    folder = checkpoint("steerling-nano")
+    model, tokenizer = load(folder)
+    names = concept_names(Path(folder))
+    print(f"steerling-nano: {model.num_parameters():,} parameters, {len(names)} known concepts, from {folder}")
+    for text in OPENINGS:
+        print(f"\nIt goes on from: {text!r}")
+        ids = write_on(model, tokenizer, text, max_new_tokens=80, seed=0)
+        print("\n".join(describe(model, tokenizer, names, ids)))
+    for text in MESSAGES:
+        print(f"\nIt is asked: {text!r}")
+        ids = write_on(model, tokenizer, text, chat=True, max_new_tokens=80, seed=0)
+        print("\n".join(describe(model, tokenizer, names, ids)))

@@ -1,0 +1,144 @@
+"""Fine-tuning and training: the collator that noises rows for `SteerlingForDiffusionLM` under transformers' Trainer."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .modeling.loss_steerling import IGNORE_INDEX, draw_noise
+
+
+@dataclass
+class DiffusionCollator:
+    """
+    Pads rows on the right and decides what is masked, so that the noise of an example does not depend on its batch.
+
+    Every attention block is noised as the loss asks (`loss_steerling.draw_noise`). Since generation begins wherever the
+    prompt ends, and its blocks of `diff_block_size` tokens then straddle the attention grid, some blocks are noised the
+    way generation will meet them:
+
+    - prompt: the block's first tokens stay clean and without loss; sometimes its last tokens stay masked and without loss;
+    - straddle: the end of one block and the start of the next are noised together, the second sees the first as noised,
+      and the rest of the second stays masked.
+
+    Each remains an upper bound on the negative log-likelihood of its targets given what the model sees.
+
+    Args:
+        config: The model's configuration.
+        prompt_probability: Share of the blocks that begin with a clean prompt.
+        straddle_probability: Share of the blocks that continue a window begun in the block before.
+        seed: `None` draws fresh noise from torch's global generator, example by example, so that gradient accumulation
+            over the same examples changes nothing. A number makes the noise a function of the seed and the tokens, as
+            evaluation wants it.
+
+    Raises:
+        ValueError: A probability is outside 0..1, or an example is empty or too long or has columns of other lengths.
+    """
+
+    config: Any
+    prompt_probability: float = 0.0
+    straddle_probability: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self):
+        for name in ("prompt_probability", "straddle_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; choose a share from 0 to 1.")
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Collate examples with `input_ids` (T), optionally `labels` (T, -100 for no loss; by default all tokens are targets)
+        and `concept_labels` (T lists of concept ids).
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels`, `noise_mask` of shape (batch, time), `noisy_context` (batch, blocks),
+            and, if given, `concept_labels` (batch, time, K): the arguments of the model's forward.
+        """
+        rows = [self._noise(example) for example in examples]
+
+        def padded(name: str, value: int) -> torch.Tensor:
+            return pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+
+        pad = self.config.pad_token_id if self.config.pad_token_id is not None else 0
+        batch = {
+            "input_ids": padded("input_ids", pad),
+            "attention_mask": padded("attention_mask", 0),
+            "labels": padded("labels", IGNORE_INDEX),
+            "noise_mask": padded("noise_mask", False),
+            "noisy_context": padded("noisy_context", False),
+        }
+        if "concept_labels" in examples[0]:
+            batch["concept_labels"] = _pad_concepts([example["concept_labels"] for example in examples])
+        return batch
+
+    def _noise(self, example: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        ids = torch.as_tensor(example["input_ids"], dtype=torch.long)
+        self._check(ids, example)
+        labels = torch.as_tensor(example.get("labels", ids), dtype=torch.long)
+        generator = torch.Generator()
+        generator.manual_seed(self._seed_of(ids))
+        window, tail, noisy_context = self._windows(len(ids), generator)
+        targets = (labels != IGNORE_INDEX) & window
+        noise = draw_noise(targets[None], self.config.diff_block_size, generator)[0]
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels.masked_fill(~targets, IGNORE_INDEX),
+            "noise_mask": noise | (tail & (labels != IGNORE_INDEX)),
+            "noisy_context": noisy_context,
+        }
+
+    def _seed_of(self, ids: torch.Tensor) -> int:
+        if self.seed is None:
+            return int(torch.randint(2**62, ()))
+        return (self.seed << 32) ^ zlib.crc32(ids.numpy().tobytes())
+
+    def _windows(self, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Targets' windows and masked tails, (length,), and which blocks see their predecessor as noised, (blocks,)."""
+        size = self.config.diff_block_size
+        blocks = -(-length // size)
+        straddles, prompts, tails, starts, ends = torch.rand(5, blocks, generator=generator).tolist()
+        first, last = [0] * blocks, [size] * blocks
+        noisy_context = [False] * blocks
+        for block in range(blocks):
+            previous = block - 1
+            if block and not noisy_context[previous] and straddles[block] < self.straddle_probability:
+                noisy_context[block] = True
+                first[previous], last[previous] = 1 + int(starts[block] * (size - 1)), size
+                last[block] = first[previous]
+            elif prompts[block] < self.prompt_probability:
+                first[block] = int(starts[block] * size)
+                if tails[block] < 0.5:
+                    last[block] = first[block] + 1 + int(ends[block] * (size - first[block]))
+        column = torch.arange(blocks * size).view(blocks, size) % size
+        from_start = column >= torch.tensor(first)[:, None]
+        to_end = column < torch.tensor(last)[:, None]
+        window, tail = (from_start & to_end).flatten(), (~to_end).flatten()
+        return window[:length], tail[:length], torch.tensor(noisy_context)
+
+    def _check(self, ids: torch.Tensor, example: Mapping[str, Any]) -> None:
+        if ids.dim() != 1 or not len(ids):
+            raise ValueError(f"`input_ids` of an example have shape {tuple(ids.shape)}; give a list of at least one id.")
+        if len(ids) > self.config.block_size:
+            raise ValueError(
+                f"`input_ids` of an example hold {len(ids)} tokens, more than the context of {self.config.block_size}; cut "
+                "it first."
+            )
+        for name in ("labels", "concept_labels"):
+            if name in example and len(example[name]) != len(ids):
+                raise ValueError(f"`{name}` of an example has length {len(example[name])}; `input_ids` have {len(ids)}.")
+
+
+def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    time = max(map(len, rows))
+    width = max((len(concepts) for row in rows for concepts in row), default=0)
+    padded = [[[*c, *[IGNORE_INDEX] * (width - len(c))] for c in row] + [[IGNORE_INDEX] * width] * (time - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.long).view(len(rows), time, width)
+
+
+__all__ = ["DiffusionCollator"]

@@ -1,0 +1,126 @@
+"""Runs our model and the reference side by side, on the recorded cases and on weights drawn anew, and prints a table.
+
+    python tests/reference/live.py [--draws 3] [--seed 0]
+
+Needs the package `steerling` 0.2.0 (README.md beside this file). Ours is loaded from a folder by the Auto classes, in
+turn from the flat and the nested form; the reference is built by its own constructors from the same numbers. Exits
+with status 1 if an output differs by more than 1e-5 of its maximum, if a top-k index differs, or if a generation
+differs, except where rounding decides: top-k neighbours closer than 1e-5, or a generation that hung on less than 1e-5
+(see Trace in oracle.py). The table counts such positions and marks such generations.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from cases import CASES, GENERATIONS, Case, Generation, case_named, make_input, make_prompt, make_weights
+from compare import TOLERANCE, differences, generation_disagreement, our_generation, our_outputs
+from folders import write_folder
+from oracle import reference_for, reference_generation, reference_outputs
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+import steerling_hf  # noqa: F401  (registers the Auto classes)
+
+TOO_CLOSE = 1e-5
+STORAGE = (
+    {"form": "flat", "shards": 1, "tied": "both"},
+    {"form": "nested", "shards": 3, "tied": "lm_head"},
+    {"form": "flat", "shards": 2, "tied": "tok_emb"},
+    {"form": "nested", "shards": 1, "tied": "both"},
+)
+COLUMNS = (
+    "logits",
+    "logits_with_concepts",
+    "hidden",
+    "known",
+    "unknown",
+    "composed",
+    "known_weights",
+    "unknown_weights",
+)
+
+
+def our_model(case: Case, turn: int) -> torch.nn.Module:
+    """Our model of a case, loaded from a folder of the form whose turn it is."""
+    weights = make_weights(case.config, case.seed, case.weight_gain)
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder), case.config, weights, **STORAGE[turn % len(STORAGE)])
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def compare_case(case: Case, turn: int) -> tuple[str, bool]:
+    """A row of the table, and whether the case agrees."""
+    ids = make_input(case)
+    theirs = reference_outputs(reference_for(case), ids)
+    ours = our_outputs(our_model(case, turn), ids)
+    clear = torch.ones_like(ids, dtype=torch.bool)
+    for name in theirs.keys() & {"known_gap", "unknown_gap"}:
+        clear &= theirs[name] > TOO_CLOSE
+    ours, theirs = ({name: tensor[clear] for name, tensor in outputs.items()} for outputs in (ours, theirs))
+    found = differences(ours, theirs)
+    wrong = sum(
+        int((ours[name] != theirs[name]).any(-1).sum())
+        for name in theirs.keys() & {"known_indices", "unknown_indices"}
+    )
+    agrees = wrong == 0 and all(difference < TOLERANCE for difference in found.values())
+    numbers = " ".join(f"{found[name]:10.1e}" if name in found else " " * 10 for name in COLUMNS)
+    indices = f"{'equal' if wrong == 0 else f'{wrong} WRONG':>9} {int((~clear).sum()):6}"
+    row = f"{case.name:30} {case.seed:5} {STORAGE[turn % len(STORAGE)]['form']:7} {numbers} {indices}"
+    return f"{row}   {'ok' if agrees else 'DISAGREES'}", agrees
+
+
+def compare_generation(generation: Generation, case: Case, turn: int) -> tuple[str, bool]:
+    """A row of the table, and whether tokens and the steps that decided them agree."""
+    trace = reference_generation(reference_for(case), case.config, generation)
+    ours = our_generation(our_model(case, turn), make_prompt(generation), **generation.settings)
+    theirs = trace.sequence[generation.prompt_length :], trace.step_map
+    disagreement = generation_disagreement(ours, theirs, case.config)
+    agrees = not disagreement or trace.margin < TOO_CLOSE
+    verdict = "equal" if not disagreement else f"{'too close: ' if agrees else 'DIFFERENT: '}{disagreement}"
+    return f"{generation.name:58} {case.seed:7} {generation.seed:7} {trace.margin:9.1e}   {verdict}", agrees
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--draws", type=int, default=3, help="new weights and inputs per case, besides the recorded ones"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="changes the new draws")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    offsets = [0] + [1000 * (arguments.seed + 1) + draw for draw in range(arguments.draws)]
+    failures = 0
+
+    print("outputs: max |ours - reference| / max |reference| in float32")
+    print("indices: of the top-k concepts; close: positions left out, where two concepts rank too close")
+    heads = " ".join(f"{name.replace('logits_with_concepts', 'with_heads')[:10]:>10}" for name in COLUMNS)
+    print(f"{'case':30} {'seed':>5} {'form':7} {heads} {'indices':>9} {'close':>6}")
+    for case in CASES:
+        for turn, offset in enumerate(offsets):
+            row, agrees = compare_case(dataclasses.replace(case, seed=case.seed + offset), turn)
+            print(row, flush=True)
+            failures += not agrees
+
+    print("\ngreedy generation: tokens and their order; the smallest relative gap that a decision hung on")
+    print(f"{'generation':58} {'weights':>7} {'prompt':>7} {'margin':>9}")
+    for generation in GENERATIONS:
+        for turn, offset in enumerate(offsets):
+            case = case_named(generation.case)
+            case = dataclasses.replace(case, seed=case.seed + offset)
+            prompted = dataclasses.replace(generation, seed=generation.seed + offset)
+            row, agrees = compare_generation(prompted, case, turn)
+            print(row, flush=True)
+            failures += not agrees
+
+    total = (len(CASES) + len(GENERATIONS)) * len(offsets)
+    print(f"\n{total - failures} of {total} comparisons agree")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

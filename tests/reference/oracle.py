@@ -1,0 +1,150 @@
+"""Runs the reference package on a case: the only module here, with its callers, that needs `steerling` installed."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from cases import Case, Generation, make_prompt, make_weights
+from folders import nested_config
+from steerling.configs.causal_diffusion import CausalDiffusionConfig
+from steerling.configs.concept import ConceptConfig
+from steerling.configs.generation import GenerationConfig
+from steerling.inference.causal_diffusion import SteerlingGenerator
+from steerling.models.causal_diffusion import CausalDiffusionLM
+from steerling.models.interpretable.interpretable_causal_diffusion import InterpretableCausalDiffusionLM
+
+
+def reference_model(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The reference's own model on the CPU in float32, holding exactly these weights."""
+    nested = nested_config(config)
+    architecture = CausalDiffusionConfig(
+        **{k: v for k, v in nested.items() if k in CausalDiffusionConfig.model_fields}
+    )
+    if config["interpretable"]:
+        concepts = ConceptConfig(**nested["concept"])
+        model: torch.nn.Module = InterpretableCausalDiffusionLM(architecture, concepts, config["vocab_size"])
+    else:
+        model = CausalDiffusionLM(architecture, config["vocab_size"])
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def reference_for(case: Case) -> torch.nn.Module:
+    """The reference's model of a case."""
+    return reference_model(case.config, make_weights(case.config, case.seed, case.weight_gain))
+
+
+@torch.no_grad()
+def reference_outputs(model: torch.nn.Module, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Everything that is compared, by name, for ids (batch, length); what a variant lacks is absent.
+
+    `known_gap` and `unknown_gap` (batch, length) are the smallest gaps between neighbours in the rankings that decide
+    the indices, as differences of logits, or of 4 x sigmoid where the reference ranks those.
+    """
+    if not isinstance(model, InterpretableCausalDiffusionLM):
+        return {"logits": model(input_ids), "hidden": model(input_ids, return_hidden=True)}
+    logits, out = model(input_ids)
+    outputs = {"logits": logits, "hidden": out.hidden, "known": out.known_features, "composed": out.composed}
+    optional = {
+        "unknown": out.unk_hat,
+        "known_indices": out.known_topk_indices,
+        "unknown_indices": out.unknown_topk_indices,
+    }
+    outputs.update({name: value for name, value in optional.items() if value is not None})
+    for head, logits, chosen in (
+        ("known", out.known_logits, out.known_topk_logits),
+        ("unknown", out.unknown_logits, out.unknown_topk_logits),
+    ):
+        if chosen is not None:
+            outputs[f"{head}_weights"] = chosen.sigmoid()
+            outputs[f"{head}_gap"] = _rank_gap(getattr(model, f"{head}_head"), logits, chosen.shape[-1])
+    return outputs
+
+
+def _rank_gap(head: torch.nn.Module, logits: torch.Tensor, reported: int) -> torch.Tensor:
+    """See `reference_outputs`; `logits` (batch, length, concepts) are those of all concepts."""
+    deciding = max(reported, head.topk_features or 0) + 1
+    ranked = logits.double().sort(-1, descending=True).values[..., :deciding]
+    if not head.topk_on_logits:
+        ranked = 4 * ranked.sigmoid()
+    return (ranked[..., :-1] - ranked[..., 1:]).amin(-1)
+
+
+@dataclass
+class Trace:
+    """What one greedy generation of the reference did, step by step.
+
+    sequence: the final canvas. step_map: for each generated position, the step that committed it (-1: none did).
+    margin: the smallest relative gap that any decision hung on, of the confidences at the edge of the committed set
+    or of the two best probabilities of a committed token. Below about 1e-5 rounding could decide.
+    """
+
+    sequence: list[int]
+    step_map: list[int]
+    margin: float
+
+
+def reference_generation(model: torch.nn.Module, config: dict[str, Any], generation: Generation) -> Trace:
+    """Greedy generation by the reference's own loop, observed through the model calls that it makes."""
+    ids = SimpleNamespace(
+        mask_token_id=config["mask_token_id"],
+        eos_token_id=config["eos_token_id"],
+        pad_token_id=config["pad_token_id"],
+        eot_id=config.get("eot_id"),
+        decode=lambda tokens: "",
+    )
+    interpretable = isinstance(model, InterpretableCausalDiffusionLM)
+    runner = SteerlingGenerator(model, ids, model.config, is_interpretable=interpretable, device="cpu")
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    forward = runner._forward
+
+    def watched(input_ids, *args, **kwargs):
+        result = forward(input_ids, *args, **kwargs)
+        calls.append((input_ids[0].clone(), result[0] if isinstance(result, tuple) else result))
+        return result
+
+    runner._forward = watched
+    prompt = make_prompt(generation)
+    settings = GenerationConfig(
+        max_new_tokens=generation.new_tokens,
+        steps=generation.steps,
+        repetition_penalty=generation.repetition_penalty,
+        cfg_scale=generation.cfg_scale,
+        use_entropy_sampling=False,
+        top_p=0.0,
+    )
+    sequence = runner.generate_full(prompt, settings).tokens
+    start, block = prompt.shape[1], config["diff_block_size"]
+    step_map, margin = torch.full((generation.new_tokens,), -1), float("inf")
+    afters = [after for after, _ in calls[1:]] + [sequence]
+    for step, ((before, logits), after) in enumerate(zip(calls, afters)):
+        committed = before[start:] != after[start:]
+        step_map[committed & (step_map < 0)] = step
+        if committed.any():
+            margin = min(margin, _margin(before, after, logits, start, block, config, generation))
+    return Trace(sequence.tolist(), step_map.tolist(), margin)
+
+
+def _margin(before, after, logits, start, block, config, generation) -> float:
+    """The smallest relative gap behind one step's decisions (see Trace)."""
+    masked = (before == config["mask_token_id"]).nonzero().squeeze(1)
+    masked = masked[masked >= start]
+    masked = masked[(masked - start) // block == (masked[0] - start) // block]
+    scores = logits[0]
+    if generation.cfg_scale:  # the second row is the one whose prompt is masked
+        scores = logits[1] + (generation.cfg_scale + 1) * (logits[0] - logits[1])
+    rows = scores[masked].double()
+    present = before.unique()
+    values = rows[:, present]
+    rows[:, present] = torch.where(
+        values > 0, values / generation.repetition_penalty, values * generation.repetition_penalty
+    )
+    rows[:, [config["eos_token_id"], config["mask_token_id"], config["pad_token_id"]]] = float("-inf")
+    best = rows.softmax(-1).topk(2, dim=-1).values
+    committed = before[masked] != after[masked]
+    gaps = [((best[:, 0] - best[:, 1]) / best[:, 0])[committed].min()]
+    if not committed.all():
+        weakest, strongest = best[committed, 0].min(), best[~committed, 0].max()
+        gaps.append((weakest - strongest) / weakest)
+    return float(min(gaps))

@@ -1,0 +1,355 @@
+"""The export: whole or not at all, from each kind of source, and everything that is wrong is told before it writes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+
+import steerling_hf.exporting
+from steerling_hf import SteerlingConfig, SteerlingTokenizer, checkpoint, export
+from steerling_hf.exporting import AUTO_MAP
+
+VOCABULARY = "cl100k_base.tiktoken"
+
+
+@pytest.fixture
+def released(tmp_path, tiny_model) -> Path:
+    """A folder as the released checkpoints have it: config.json and shards, no vocabulary, no code."""
+    folder = tmp_path / "released"
+    model = tiny_model()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    values = model.config.to_dict()
+    values.pop("auto_map", None)
+    (folder / "config.json").write_text(json.dumps(values))
+    for extra in [*folder.glob("*.py"), folder / "generation_config.json"]:
+        extra.unlink()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    (tmp_path / "exports").mkdir()
+    return tmp_path / "exports" / "steerling-tiny"
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def assert_nothing_written(out: Path) -> None:
+    assert os.listdir(out.parent) == []
+
+
+# What it writes
+
+
+def test_writes_a_flat_hub_folder(tiny_model, out):
+    model = tiny_model()
+    assert export(model, out) == out
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+        VOCABULARY,
+        *(f"{part}_steerling.py" for part in ("concepts", "configuration", "generation", "loss", "modeling", "tokenization")),
+    }
+    config = json.loads((out / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP
+    assert config["architectures"] == ["SteerlingForDiffusionLM"]
+    assert config["dtype"] == "float32"
+    tokenizer_config = json.loads((out / "tokenizer_config.json").read_text())
+    assert tokenizer_config["auto_map"] == {"AutoTokenizer": ["tokenization_steerling.SteerlingTokenizer", None]}
+    assert not [name for name in names if (out / name).stat().st_mode & 0o600 != 0o600]
+
+
+def test_a_model_in_memory_comes_back_equal(tiny_model, out):
+    model = tiny_model().bfloat16()
+    export(model, out)
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert again.dtype == torch.bfloat16
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_released_folder(released, out, tokenizer):
+    export(released, out)
+    assert [path.name for path in shards(out)] == [path.name for path in shards(released)]
+    assert (out / "model.safetensors.index.json").is_file()
+    text = "The gardener watered the roses."
+    assert AutoTokenizer.from_pretrained(out)(text).input_ids == tokenizer(text).input_ids
+    a, b = (AutoModelForCausalLM.from_pretrained(folder) for folder in (released, out))
+    ids = torch.arange(10)[None]
+    assert torch.equal(a(ids).logits, b(ids).logits)
+
+
+def test_the_older_nested_form_becomes_flat(released, out):
+    path = released / "config.json"
+    values = json.loads(path.read_text())
+    nested = {"block_size": values.pop("concept_block_size")}
+    nested |= {key: values.pop(key) for key in ("n_concepts", "topk_known", "n_unknown_concepts", "factorize_rank")}
+    path.write_text(json.dumps({**values, "model_type": "causal_diffusion", "concept": nested}))
+    export(released, out)
+    written = json.loads((out / "config.json").read_text())
+    assert written["model_type"] == "steerling"
+    assert "concept" not in written
+    config = SteerlingConfig.from_pretrained(out)
+    assert (config.n_concepts, config.topk_known, config.n_unknown_concepts, config.factorize_rank) == (20, 4, 30, 8)
+
+
+@pytest.mark.parametrize("name", ["steerling-8b", "steerling-8b-instruct"])
+def test_a_configuration_of_ours_without_weights(name, out):
+    export(name, out)
+    assert not shards(out)
+    assert SteerlingConfig.from_pretrained(out).to_dict().items() >= {"n_layers": 32, "n_concepts": 33732}.items()
+    assert (out / "chat_template.jinja").is_file() == name.endswith("instruct")
+    assert f"guidelabs/{name}" in (out / "README.md").read_text()
+    config = SteerlingConfig.from_pretrained(out)
+    tokenizer = SteerlingTokenizer.from_pretrained(out)
+    assert len(tokenizer) == config.vocab_size
+    assert tokenizer.mask_token_id == config.mask_token_id
+
+
+def test_weights_from_another_folder(released, out):
+    bare = released.parent / "bare"
+    bare.mkdir()
+    shutil.copy(released / "config.json", bare)
+    export(bare, out, weights=released)
+    assert len(shards(out)) == len(shards(released))
+
+
+def test_an_export_can_be_exported(tiny_model, tmp_path):
+    first = export(tiny_model(), tmp_path / "first")
+    second = export(first, tmp_path / "second", repo_id="owner/second")
+    for path in first.iterdir():
+        if path.name != "README.md":
+            assert (second / path.name).read_bytes() == path.read_bytes(), path.name
+    assert "owner/second" in (second / "README.md").read_text()
+
+
+def test_links_by_default_copies_when_asked_or_when_it_must(released, tmp_path, monkeypatch):
+    linked = export(released, tmp_path / "linked")
+    copied = export(released, tmp_path / "copied", copy=True)
+
+    def refuse(*args):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fallen_back = export(released, tmp_path / "fallen_back")
+    for a, b, c, d in zip(*map(shards, (released, linked, copied, fallen_back)), strict=True):
+        assert a.samefile(b)
+        assert not a.samefile(c)
+        assert not a.samefile(d)
+        assert a.read_bytes() == c.read_bytes() == d.read_bytes()
+
+
+def test_links_reach_through_the_hub_caches_symbolic_links(tiny_model, tmp_path):
+    source = tmp_path / "snapshot"
+    tiny_model().save_pretrained(source)
+    (source / "model.safetensors").rename(tmp_path / "blob")
+    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+    out = export(source, tmp_path / "out")
+    assert not (out / "model.safetensors").is_symlink()
+    assert (out / "model.safetensors").samefile(tmp_path / "blob")
+
+
+def test_saving_into_an_export_leaves_the_linked_source_alone(released, out):
+    before = [path.read_bytes() for path in shards(released)]
+    export(released, out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        model.transformer.tok_emb.weight.zero_()
+    model.save_pretrained(out, max_shard_size="60KB")
+    assert [path.read_bytes() for path in shards(released)] == before
+
+
+def test_labels_and_results_travel(released, out):
+    (released / "concept_labels.json").write_text("[]")
+    (released / "evaluation.json").write_text('{"parse_greedy": 0.5}')
+    export(released, out)
+    assert (out / "concept_labels.json").read_text() == "[]"
+    assert "| parse_greedy | 0.5 |" in (out / "README.md").read_text()
+
+
+def test_check_loads_the_result_elsewhere(tiny_model, out):
+    export(tiny_model(), out, check=True)
+    assert out.is_dir()
+
+
+def test_check_of_an_export_without_weights(out):
+    export("steerling-8b", out, check=True)
+    assert out.is_dir()
+
+
+# What it refuses, leaving nothing behind
+
+
+def test_a_failed_check_leaves_nothing(tiny_model, out, monkeypatch):
+    monkeypatch.setattr(steerling_hf.exporting, "AUTO_MAP", {**AUTO_MAP, "AutoModel": "modeling_steerling.Missing"})
+    with pytest.raises(RuntimeError, match=r"does not load on its own.*Missing"):
+        export(tiny_model(), out, check=True)
+    assert_nothing_written(out)
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_failure_or_an_interrupt_midway_leaves_nothing(tiny_model, out, monkeypatch, error):
+    def fail(*args, **kwargs):
+        assert os.listdir(out.parent)
+        raise error
+
+    monkeypatch.setattr(steerling_hf.exporting, "render_card", fail)
+    with pytest.raises(type(error)):
+        export(tiny_model(), out)
+    assert_nothing_written(out)
+
+
+def test_a_terminated_command_leaves_nothing(released, out):
+    code = """
+import sys, time
+import steerling_hf.exporting
+def stall(*args, **kwargs):
+    print("writing", flush=True)
+    time.sleep(60)
+steerling_hf.exporting.render_card = stall
+from steerling_hf.cli import main
+sys.exit(main(["export", *sys.argv[1:]]))
+"""
+    arguments = [sys.executable, "-c", code, str(released), str(out)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert os.listdir(out.parent)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert_nothing_written(out)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
+def test_an_existing_target(tiny_model, out, kind):
+    {"folder": out.mkdir, "file": out.touch, "dangling link": lambda: out.symlink_to("nowhere")}[kind]()
+    with pytest.raises(FileExistsError, match=r"`folder` is .*steerling-tiny', which exists; choose another name"):
+        export(tiny_model(), out)
+
+
+def test_a_target_without_parent(tiny_model, out):
+    with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
+        export(tiny_model(), out / "below" / "deep")
+    assert_nothing_written(out)
+
+
+def test_a_parent_that_cannot_be_written_to(tiny_model, out, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere, so chmod would show nothing
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        export(tiny_model(), out)
+    assert_nothing_written(out)
+
+
+def test_a_source_that_is_nowhere(out):
+    with pytest.raises(FileNotFoundError, match=r"'steerling-9b', which is no folder; .*one of .*steerling-8b"):
+        export("steerling-9b", out)
+    assert_nothing_written(out)
+
+
+def test_a_source_without_config(released, out):
+    (released / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_config_that_cannot_be_read(released, out, text):
+    (released / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json: not a JSON object"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_a_config_of_another_model(released, out):
+    (released / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"`model_type` is 'bert'; only Steerling"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_a_config_with_an_impossible_value(released, out):
+    values = json.loads((released / "config.json").read_text())
+    (released / "config.json").write_text(json.dumps({**values, "n_layers": 0}))
+    with pytest.raises(ValueError, match="`n_layers` is 0"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_another_model_in_memory(out):
+    model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    with pytest.raises(ValueError, match="`source` is a BertModel; only Steerling"):
+        export(model, out)
+    assert_nothing_written(out)
+
+
+def test_weights_beside_a_model_in_memory(tiny_model, out):
+    with pytest.raises(ValueError, match=r"`weights` is .* brings its own; leave it out"):
+        export(tiny_model(), out, weights="somewhere")
+    assert_nothing_written(out)
+
+
+def test_a_truncated_shard(released, out):
+    shard = shards(released)[1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{shard.name}.*truncated"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_a_missing_shard(released, out):
+    shard = shards(released)[1]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{shard.name} is missing"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_a_folder_without_weights(released, out):
+    for path in released.glob("model*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_weights_of_another_size(released, out):
+    with pytest.raises(ValueError, match=r"lack|has shape"):
+        export("steerling-8b", out, weights=released)
+    assert_nothing_written(out)
+
+
+def test_a_wrong_vocabulary(tiny_model, tmp_path, out):
+    source = export(tiny_model(), tmp_path / "source")
+    with (source / VOCABULARY).open("ab") as file:
+        file.write(b"eA== 100256\n")
+    with pytest.raises(ValueError, match="sha256"):
+        export(source, out)
+    assert_nothing_written(out)
+
+
+def test_a_tokenizer_with_other_ids(released, tiny_model, out):
+    base = SteerlingTokenizer.from_pretrained(checkpoint("steerling-8b"))
+    with pytest.raises(ValueError, match="`tokenizer` has 100,281 ids, but `vocab_size` is 8,200"):
+        export(released, out, tokenizer=base)
+    other_ids = tiny_model(mask_token_id=8199, eot_id=8196)
+    with pytest.raises(ValueError, match="`tokenizer` is None"):
+        export(other_ids, out)
+    nano = SteerlingTokenizer.from_pretrained(checkpoint("steerling-nano"))
+    with pytest.raises(ValueError, match="`tokenizer` has mask_token_id 8196, but the configuration says 8199"):
+        export(other_ids, out, tokenizer=nano)
+    assert_nothing_written(out)
+

@@ -1,0 +1,176 @@
+"""SteerlingGenerationConfig: where its values come from, how it is stored, and what the library's own tools make of it."""
+
+import json
+import threading
+
+import pytest
+import torch
+from generation_model import BOS, EOS, MASK, PAD, TURN, VOCABULARY, make_model, make_prompt
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+    TextStreamer,
+    pipeline,
+)
+
+from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
+
+OWN = {"steps": 6, "unmasking": "confidence", "entropy_temperature": True, "seed": 5}
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def tokenizer():
+    """Words w0 to w89, one token each."""
+    names = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>", MASK: "<mask>", TURN: "<turn>"}
+    words = Tokenizer(models.WordLevel({names.get(i, f"w{i}"): i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "mask_token": "<mask>"}
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=names, padding_side="left", **special)
+
+
+def forwards(model, **settings) -> int:
+    """Forward passes that a generation of 12 tokens takes."""
+    output = model.generate(make_prompt(9), max_new_tokens=12, return_dict_in_generate=True, **settings)
+    return round(12 / output.tokens_per_forward.item())
+
+
+def test_without_a_file_rows_end_with_a_turn_or_not_at_all(tmp_path):
+    for turn in (None, TURN):
+        make_model(eot_id=turn).save_pretrained(tmp_path)
+        (tmp_path / "generation_config.json").unlink()
+        config = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
+        assert type(config) is SteerlingGenerationConfig
+        assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (turn, PAD, BOS)
+
+
+def test_own_keys_survive_saving_and_loading(model, tmp_path):
+    model.generation_config = SteerlingGenerationConfig(**OWN, do_sample=True, top_p=0.8, max_new_tokens=12)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    assert {key: stored[key] for key in OWN} == OWN
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded.generation_config) is SteerlingGenerationConfig
+    assert loaded.generation_config == model.generation_config
+    assert torch.equal(loaded.generate(make_prompt(9)), model.generate(make_prompt(9)))
+
+
+def test_own_keys_survive_the_mark_of_a_derived_configuration(model, tmp_path):
+    """The library drops what it does not know from a file that says `_from_model_config`."""
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({**OWN, "_from_model_config": True}))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
+    assert {key: getattr(loaded, key) for key in OWN} == OWN
+
+
+def test_what_is_unset_is_not_stored(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    assert stored.keys() == {"pad_token_id", "bos_token_id", "transformers_version"}
+
+
+def test_a_configuration_given_to_from_pretrained_is_used(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    for given in (SteerlingGenerationConfig(max_new_tokens=3, seed=1), GenerationConfig(max_new_tokens=3)):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, generation_config=given)
+        assert type(loaded.generation_config) is SteerlingGenerationConfig
+        assert loaded.generation_config.seed == getattr(given, "seed", None)
+        assert loaded.generate(make_prompt(9)).shape == (1, 12)
+
+
+def test_arguments_come_before_the_given_configuration_and_that_before_the_models(model):
+    assert forwards(model) == 12
+    model.generation_config.steps = 6
+    assert forwards(model) == 6
+    for given in (GenerationConfig(), SteerlingGenerationConfig()):
+        assert forwards(model, generation_config=given) == 6
+    assert forwards(model, generation_config=SteerlingGenerationConfig(steps=4)) == 4
+    assert forwards(model, steps=3) == 3
+    assert forwards(model, steps=None) == 12
+    assert model.generation_config.steps == 6
+
+
+def test_a_plain_configuration_on_the_model_is_enough(model):
+    model.generation_config = GenerationConfig(do_sample=True)
+    assert forwards(model, steps=3, seed=0, entropy_temperature=True) == 3
+
+
+def test_inherited_sampling_settings_do_not_disturb_greedy_decoding(model):
+    """Neither a change nor a warning (which would fail the test, see conftest)."""
+    greedy = model.generate(make_prompt(9), max_new_tokens=12)
+    sampling = {"do_sample": True, "entropy_temperature": True, "temperature": 0.7, "top_p": 0.8, "top_k": 9}
+    model.generation_config = SteerlingGenerationConfig(**sampling, max_new_tokens=12)
+    assert torch.equal(model.generate(make_prompt(9), do_sample=False), greedy)
+    assert not torch.equal(model.generate(make_prompt(9), seed=0), greedy)
+
+
+def test_the_default_length_is_transformers_own(model):
+    with pytest.warns(UserWarning, match="max_new_tokens"):
+        assert model.generate(make_prompt(9)).shape == (1, 29)
+
+
+def test_whole_numbers_serve_as_floats(model):
+    settings = {"max_new_tokens": 12, "do_sample": True, "seed": 0}
+    floats = model.generate(make_prompt(9), repetition_penalty=2.0, temperature=3.0, **settings)
+    assert torch.equal(model.generate(make_prompt(9), repetition_penalty=2, temperature=3, **settings), floats)
+
+
+def test_a_decoding_method_of_the_users_own(model):
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        return input_ids, generation_config.steps
+
+    prompt, steps = model.generate(make_prompt(9), custom_generate=decode, steps=7, max_new_tokens=12)
+    assert torch.equal(prompt, make_prompt(9))
+    assert steps == 7
+
+
+# The library's tools
+
+
+def test_pipeline(model, tokenizer):
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    expected = model.generate(**tokenizer("w3 w14 w15", return_tensors="pt"), max_new_tokens=12)
+    text = pipe("w3 w14 w15", max_new_tokens=12, do_sample=False)[0]["generated_text"]
+    assert text.split() == tokenizer.convert_ids_to_tokens(expected[0])
+    sampled = pipe("w3 w14 w15", seed=0)[0]["generated_text"]
+    assert len(sampled.split()) > 3
+    assert pipe("w3 w14 w15", seed=0, steps=16)[0]["generated_text"] != sampled
+
+
+def test_pipeline_without_a_prompt_starts_from_bos(model, tokenizer):
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    expected = model.generate(torch.tensor([[BOS]]), max_new_tokens=12)
+    (record,) = pipe("", max_new_tokens=12, do_sample=False, return_tensors=True)
+    assert record["generated_token_ids"] == expected[0].tolist()
+
+
+def test_pipeline_says_why_it_cannot_pad(model, tokenizer):
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="attention_mask"):
+        pipe(["w3 w14 w15", "w9"], batch_size=2, max_new_tokens=12)
+    assert len(pipe(["w3 w14 w15", "w9 w2 w6"], batch_size=2, max_new_tokens=12)) == 2
+
+
+def test_text_streamers(model, tokenizer, capsys):
+    inputs = tokenizer("w3 w14 w15", return_tensors="pt")
+    words = tokenizer.convert_ids_to_tokens(model.generate(**inputs, max_new_tokens=12)[0])
+    model.generate(**inputs, max_new_tokens=12, streamer=TextStreamer(tokenizer))
+    assert capsys.readouterr().out.split() == words
+    stream = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=120)
+    thread = threading.Thread(target=model.generate, kwargs={**inputs, "max_new_tokens": 12, "streamer": stream})
+    thread.start()
+    assert "".join(stream).split() == words[3:]
+    thread.join()
+
+
+def test_continuous_batching_is_refused(model):
+    with pytest.raises(NotImplementedError, match="generate"):
+        model.generate_batch([[1, 2, 3]])

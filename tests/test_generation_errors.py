@@ -1,0 +1,181 @@
+"""Bad input to generate(): a clear error that names the argument, before any forward pass."""
+
+import pytest
+import torch
+from generation_model import BLOCK, CONTEXT, MASK, PAD, VOCABULARY, make_model, make_prompt
+from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList
+
+from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
+
+
+@pytest.fixture
+def model():
+    """Fails as soon as anything is computed."""
+    model = make_model()
+
+    def refuse(*_):
+        raise AssertionError("a forward pass came before the error")
+
+    model.transformer.register_forward_pre_hook(refuse)
+    return model
+
+
+VALUES = [
+    ("steps", 0),
+    ("steps", 2.5),
+    ("steps", True),
+    ("unmasking", "random"),
+    ("unmasking", 3),
+    ("entropy_temperature", 0.5),
+    ("seed", -1),
+    ("seed", "x"),
+    ("seed", [1, -2]),
+    ("temperature", -0.5),
+    ("temperature", "hot"),
+    ("top_k", -1),
+    ("top_k", 2.5),
+    ("top_p", 1.5),
+    ("top_p", -0.1),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", -1.0),
+    ("guidance_scale", -1),
+    ("guidance_scale", float("nan")),
+    ("max_new_tokens", 0),
+    ("max_new_tokens", 2.5),
+]
+
+INAPPLICABLE = [
+    ("num_beams", 2),
+    ("penalty_alpha", 0.6),
+    ("prompt_lookup_num_tokens", 3),
+    ("assistant_early_exit", 1),
+    ("token_healing", True),
+    ("no_repeat_ngram_size", 2),
+    ("bad_words_ids", [[3, 4]]),
+    ("sequence_bias", [[[3], 1.0]]),
+    ("forced_eos_token_id", 3),
+    ("begin_suppress_tokens", [3]),
+    ("exponential_decay_length_penalty", (3, 1.1)),
+    ("encoder_repetition_penalty", 1.5),
+    ("min_new_tokens", 3),
+    ("min_length", 12),
+    ("max_time", 1.0),
+    ("stop_strings", ["."]),
+    ("cache_implementation", "static"),
+    ("output_scores", True),
+    ("output_logits", True),
+    ("output_attentions", True),
+    ("output_hidden_states", True),
+]
+
+ARGUMENTS = [
+    ("assistant_model", torch.nn.Identity()),
+    ("prefix_allowed_tokens_fn", lambda *_: [3]),
+    ("stopping_criteria", StoppingCriteriaList([MaxLengthCriteria(12)])),
+    ("negative_prompt_ids", torch.zeros(1, 3, dtype=torch.long)),
+    ("negative_prompt_attention_mask", torch.ones(1, 3, dtype=torch.long)),
+    ("synced_gpus", True),
+    ("cache_implementation", "paged"),
+    ("past_key_values", DynamicCache()),
+    ("inputs_embeds", torch.zeros(1, 3, 32)),
+    ("position_ids", torch.arange(9)[None]),
+    ("labels", make_prompt(9)),
+    ("output_concepts", True),
+    ("max_new_token", 8),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES + INAPPLICABLE + ARGUMENTS)
+def test_arguments(model, name, value):
+    with pytest.raises(ValueError, match=name):
+        model.generate(make_prompt(9), **{"max_new_tokens": 8, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES + INAPPLICABLE)
+def test_configurations(name, value):
+    with pytest.raises(ValueError, match=name):
+        SteerlingGenerationConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("num_beams", 2)])
+def test_configurations_given_or_stored(model, name, value):
+    from transformers import GenerationConfig
+
+    with pytest.raises(ValueError, match=name):
+        model.generate(make_prompt(9), generation_config=GenerationConfig(max_new_tokens=8, **{name: value}))
+    setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=name):
+        model.generate(make_prompt(9), max_new_tokens=8)
+
+
+def test_the_message_has_the_value_and_the_remedy():
+    with pytest.raises(ValueError, match=r"`steps` is 0: choose a whole number of 1 or more"):
+        SteerlingGenerationConfig(steps=0)
+    with pytest.raises(ValueError, match=r"`num_beams` is 4, .* Leave it out"):
+        SteerlingGenerationConfig(num_beams=4)
+
+
+def ones(*shape: int) -> torch.LongTensor:
+    return torch.ones(shape, dtype=torch.long)
+
+
+PROMPTS = {
+    "a list": [[1, 2, 3]],
+    "one dimension": ones(3),
+    "three dimensions": ones(1, 3, 3),
+    "no token": torch.zeros(1, 0),
+    "no row": ones(0, 3),
+    "floats": torch.ones(1, 3),
+    "booleans": torch.ones(1, 3, dtype=torch.bool),
+    "a negative id": -ones(1, 3),
+    "an id beyond the vocabulary": VOCABULARY * ones(1, 3),
+    "the mask token": MASK * ones(1, 3),
+    "no room in the context": ones(1, CONTEXT),
+    "padding without attention_mask": torch.tensor([[PAD, 1, 2], [3, 1, 2]]),
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
+@pytest.mark.parametrize("keyword", [False, True])
+def test_prompts(model, prompt, keyword):
+    with pytest.raises(ValueError, match="input_ids"):
+        model.generate(**({"input_ids": prompt} if keyword else {"inputs": prompt}), max_new_tokens=8)
+
+
+MASKS = {
+    "left padding": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+    "right padding": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    "another shape": ones(2, 4),
+    "four dimensions": ones(2, 1, 3, 3),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_attention_masks(model, mask):
+    with pytest.raises(ValueError, match="attention_mask"):
+        model.generate(make_prompt(3, rows=2), attention_mask=mask, max_new_tokens=8)
+
+
+def test_padding_tokens_may_be_text():
+    prompt = torch.tensor([[PAD, 1, 2]])
+    tokens = make_model().generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8)
+    assert tokens.shape == (1, 11)
+
+
+def test_the_context_is_the_limit():
+    model = make_model()
+    assert model.generate(make_prompt(9), max_new_tokens=CONTEXT - 9, steps=1).shape == (1, CONTEXT)
+    for length in ({"max_new_tokens": CONTEXT - 8}, {"max_length": CONTEXT + 1}):
+        with pytest.raises(ValueError, match=f"max_new_tokens.*{CONTEXT}"):
+            model.generate(make_prompt(9), steps=1, **length)
+
+
+def test_sampling_arguments(model):
+    for settings, name in (
+        ({"do_sample": True, "temperature": 0.0}, "do_sample"),
+        ({"do_sample": True, "seed": [1, 2, 3]}, "seed"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"eos_token_id": [3, MASK]}, "eos_token_id"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            model.generate(make_prompt(9, rows=2), max_new_tokens=BLOCK, **settings)

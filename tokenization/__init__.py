@@ -1,0 +1,1 @@
+"""Hub remote code: the tokenizer and its vocabulary file."""
