@@ -34,7 +34,7 @@ INAPPLICABLE: dict[str, tuple[Any, str]] = {
     "prompt_lookup_num_tokens": (None, ONE_CANVAS),
     "speculation_type": (None, ONE_CANVAS),
     "use_mtp": (None, ONE_CANVAS),
-    "synced_gpus": (None, ONE_CANVAS),
+    "synced_gpus": (None, "the steps of several processes are not kept in time"),
     "token_healing": (None, LEFT_TO_RIGHT),
     "prefix_allowed_tokens_fn": (None, LEFT_TO_RIGHT),
     "no_repeat_ngram_size": (0, LEFT_TO_RIGHT),
@@ -299,8 +299,8 @@ class SteerlingGenerationMixin(GenerationMixin):
                for each position, the whole canvas of its row.
             c. The unmasking rule picks positions, and their tokens are drawn.
             d. Behind a row's first end token no further position is decided; those before it still are.
-            e. When none is left, the block goes to the streamer.
-        3. What follows an end token becomes padding, and the canvas is cut after the longest row.
+            e. When none is left, what follows an end token becomes padding, and the block goes to the streamer.
+        3. The canvas is cut after the longest row.
         ```
 
         Args:
@@ -435,7 +435,9 @@ class SteerlingGenerationMixin(GenerationMixin):
             row, position = torch.cat([row, row + len(canvas)]), position.repeat(2)
             canvas = torch.cat([canvas, blind])
         hidden_states = self.transformer(input_ids=canvas, use_cache=False).last_hidden_state
-        logits = self.compute_logits(hidden_states[row, position]).to(canvas.device, torch.float32)
+        device = hidden_states.device
+        logits = self.compute_logits(hidden_states[row.to(device), position.to(device)])
+        logits = logits.to(canvas.device, torch.float32)
         if guided:
             full, masked = logits.chunk(2)
             logits = masked + guidance_scale * (full - masked)
@@ -467,28 +469,20 @@ class SteerlingGenerationMixin(GenerationMixin):
     # What the library asks along the way
 
     def adjust_generation_fn(
-        self,
-        generation_config,
-        from_auto_class,
-        from_pipeline,
-        pretrained_model_name_or_path,
-        *args,
-        **kwargs,
+        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
     ) -> None:
         """Load generation_config.json as a `SteerlingGenerationConfig`; the library would load its own class."""
+        marks = {"_from_auto": from_auto_class, "_from_pipeline": from_pipeline}
         if generation_config is None and pretrained_model_name_or_path is not None:
             loading = {key: value for key, value in kwargs.items() if key != "trust_remote_code"}
             try:
                 generation_config = SteerlingGenerationConfig.from_pretrained(
-                    pretrained_model_name_or_path,
-                    _from_auto=from_auto_class,
-                    _from_pipeline=from_pipeline,
-                    **loading,
+                    pretrained_model_name_or_path, **marks, **loading
                 )
             except OSError:  # there is no such file: what __init__ derived from the model's configuration stays
                 return
         super().adjust_generation_fn(
-            generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, *args, **kwargs
+            generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
         )
 
     def _prepare_generation_config(self, generation_config, **kwargs):
@@ -509,7 +503,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         super()._validate_model_kwargs(model_kwargs)
         for name, value in model_kwargs.items():
             if value is not None and name not in ("input_ids", "attention_mask"):
-                raise ValueError(f"`{name}` has no effect on generate(), which prepares it itself. Leave it out.")
+                raise ValueError(f"`{name}` is an argument of the model, but not of generate(). Leave it out.")
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         """Check the prompt before anything is computed, and bring it to the model's device."""
@@ -521,9 +515,9 @@ class SteerlingGenerationMixin(GenerationMixin):
         return inputs.to(device, torch.long), name, model_kwargs
 
     def _check_prompt(self, prompt: torch.LongTensor, attention_mask: torch.Tensor | None) -> None:
-        vocabulary, context = self.config.vocab_size, self.config.block_size
+        vocabulary, context, pad = self.config.vocab_size, self.config.block_size, self.config.pad_token_id
         if not isinstance(prompt, torch.Tensor):
-            problem = f"is a {type(prompt).__name__}: pass a tensor, as tokenizer(text, return_tensors='pt') gives"
+            problem = f"is a {type(prompt).__name__}: use generate(**tokenizer(text, return_tensors='pt'))"
         elif prompt.dim() != 2:
             problem = f"has shape {tuple(prompt.shape)}: pass (rows, length)"
         elif not prompt.numel():
@@ -536,16 +530,16 @@ class SteerlingGenerationMixin(GenerationMixin):
             problem = "holds the mask token, and generate() continues a text: fill masks with the model's logits"
         elif prompt.shape[1] >= context:
             problem = f"has {prompt.shape[1]} tokens for a context of {context}: shorten the prompt"
-        elif attention_mask is None and (prompt == self.config.pad_token_id).any():
+        elif attention_mask is None and pad is not None and (prompt == pad).any():
             problem = "holds the padding token: pass `attention_mask`, ones where it is meant as text"
         else:
             problem = ""
         if problem:
             raise ValueError(f"`input_ids` {problem}.")
         if attention_mask is not None:
-            if attention_mask.shape != prompt.shape:
-                shapes = f"{tuple(attention_mask.shape)} for `input_ids` of shape {tuple(prompt.shape)}"
-                raise ValueError(f"`attention_mask` has shape {shapes}: give one value per token.")
+            if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != prompt.shape:
+                shape = f"not a tensor of the shape of `input_ids`, {tuple(prompt.shape)}"
+                raise ValueError(f"`attention_mask` is {shape}: give one value per token.")
             if not (attention_mask == 1).all():
                 remedy = "generate rows of equal length together, and others one by one without padding"
                 raise ValueError(f"`attention_mask` has zeros, but padded prompts cannot be continued yet: {remedy}.")
@@ -570,7 +564,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         if constraints.repetition_penalty is not None:
             constraints.repetition_penalty = float(constraints.repetition_penalty)
         processors = super()._get_logits_processor(constraints, *args, **kwargs)
-        forbid = SuppressTokensLogitsProcessor(self._forbidden_tokens(generation_config))
+        forbid = SuppressTokensLogitsProcessor(self._forbidden_tokens(generation_config), kwargs.get("device"))
         return LogitsProcessorList([*processors, forbid])
 
     def _forbidden_tokens(self, generation_config) -> list[int]:

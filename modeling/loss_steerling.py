@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import create_bidirectional_mask
 
 IGNORE_INDEX = -100
@@ -67,6 +68,14 @@ class NoisedBatch:
     targets: torch.Tensor
     attention_mask: torch.Tensor
     noisy_context: torch.Tensor
+
+    def concept_weights(self) -> torch.Tensor:
+        """
+        What each position counts in the concept losses, (batch, time): prompts are annotated too, so a row's targets are
+        shared out over all its tokens, and a row weighs the same whatever batch it is in.
+        """
+        present = self.attention_mask.float()
+        return present * (self.targets.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1))
 
 
 def noise_batch(
@@ -157,7 +166,9 @@ def diffusion_loss(logits: torch.Tensor, batch: NoisedBatch, total: torch.Tensor
     return (nll * batch.weights[chosen].to(nll.device)).sum() / total
 
 
-def annotation_loss(head: torch.nn.Module, hidden: torch.Tensor, concept_labels: torch.Tensor) -> torch.Tensor:
+def annotation_loss(
+    head: torch.nn.Module, hidden: torch.Tensor, concept_labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """
     Binary cross-entropy between the head's logits and the annotated concepts, summed over concepts and positions.
 
@@ -167,24 +178,25 @@ def annotation_loss(head: torch.nn.Module, hidden: torch.Tensor, concept_labels:
         head: The known head.
         hidden: (rows, D).
         concept_labels: (rows, K) ids of the true concepts, each at most once a row, `IGNORE_INDEX` where there are fewer.
+        weights: (rows), what each position counts.
     """
 
-    def piece(states: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
+    def piece(states: torch.Tensor, concepts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         logits = head.logits(states)
         true = logits.gather(-1, concepts.clamp(min=0)).masked_fill(concepts < 0, 0.0)
-        return F.softplus(logits).sum() - true.sum()
+        return (weights * (F.softplus(logits).sum(-1) - true.sum(-1))).sum()
 
     rows = max(1, SCORE_BUDGET // head.n_concepts)
     if len(hidden) <= rows:
-        return piece(hidden, concept_labels)
-    pieces = zip(hidden.split(rows), concept_labels.split(rows))
-    return sum(torch.utils.checkpoint.checkpoint(piece, *part, use_reentrant=False) for part in pieces)
+        return piece(hidden, concept_labels, weights)
+    pieces = zip(hidden.split(rows), concept_labels.split(rows), weights.split(rows))
+    return sum(checkpoint(piece, *part, use_reentrant=False) for part in pieces)
 
 
 def unexplained(hidden: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Share of each row's squared norm that the features miss, summed over the rows: `|h - f|^2 / |h|^2`."""
+    """Share of each row's squared norm that the features miss: `|h - f|^2 / |h|^2`, of shape (rows)."""
     hidden, features = hidden.float(), features.float()
-    return ((hidden - features).square().sum(-1) / hidden.square().sum(-1).clamp(min=1e-6)).sum()
+    return (hidden - features).square().sum(-1) / hidden.square().sum(-1).clamp(min=1e-6)
 
 
 def _block_weights(targets: torch.Tensor, noised: torch.Tensor, block_size: int) -> torch.Tensor:

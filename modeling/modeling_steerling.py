@@ -297,6 +297,8 @@ class SteerlingModel(SteerlingPreTrainedModel):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.rotary_emb = SteerlingRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        # The tied copy is left out of files, and Trainer is told not to miss it there.
+        self._keys_to_ignore_on_save = ["lm_head.weight"] if config.weight_sharing else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -417,7 +419,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise;
                 otherwise noise is drawn from torch's global generator. Other masks stay masks for every block.
             concept_labels: (B, T, K) ids of the known concepts of each position, filled up with -100; a position without
-                any is not annotated and has no concept loss. Needs `labels`.
+                any is not annotated. Positions without a label may be annotated, as a prompt is. Needs `labels`.
             noise_mask: (B, T) bool, the positions to mask, in place of drawn noise (a collator's choice).
             noisy_context: (B, ceil(T / diff_block_size)) bool, blocks that see the block before them as noised, as
                 happens at generation when a generation block straddles the attention grid.
@@ -522,23 +524,26 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         bound = diffusion_loss(self.compute_logits(hidden[batch.labels != IGNORE_INDEX]), batch, total)
         loss = bound
         if self.known_head is not None:
-            loss = loss + self._concept_loss(hidden[batch.targets], batch, concept_labels) / total
+            loss = loss + self._concept_loss(hidden, batch.concept_weights().to(hidden.device), concept_labels) / total
         return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
 
-    def _concept_loss(self, states: torch.Tensor, batch: NoisedBatch, concept_labels) -> torch.Tensor:
-        """Annotation and reconstruction losses of both heads over the target positions, summed over these."""
+    def _concept_loss(self, hidden: torch.Tensor, weights: torch.Tensor, concept_labels) -> torch.Tensor:
+        """Annotation and reconstruction losses of both heads, summed over positions of weights (B, T)."""
+        counted = weights > 0
+        states, weights = hidden[counted], weights[counted]
         known = self.known_head(states).features
         # The known head explains what it can of a given state; then both shape the state into what they can explain.
-        loss = self.config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
+        missing = self.config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
         if self.unknown_head is not None:
             both = known + self.unknown_head(states).features
-            loss = loss + self.config.reconstruction_loss_coef * unexplained(states, both)
+            missing = missing + self.config.reconstruction_loss_coef * unexplained(states, both)
+        loss = (weights * missing).sum()
         if concept_labels is not None:
-            concepts = concept_labels[batch.targets]
+            concepts = concept_labels[counted]
             annotated = (concepts != IGNORE_INDEX).any(-1)
             if annotated.any():
-                annotation = annotation_loss(self.known_head, states[annotated], concepts[annotated])
-                loss = loss + self.config.known_loss_coef * annotation
+                parts = (states[annotated], concepts[annotated], weights[annotated])
+                loss = loss + self.config.known_loss_coef * annotation_loss(self.known_head, *parts)
         return loss
 
 

@@ -84,6 +84,10 @@ class DiffusionCollator:
         generator.manual_seed(self._seed_of(ids))
         window, tail, noisy_context = self._windows(len(ids), generator)
         targets = (labels != IGNORE_INDEX) & window
+        if not targets.any():
+            # The windows missed all that there is to learn: noise every target, as without windows.
+            targets = labels != IGNORE_INDEX
+            tail, noisy_context = torch.zeros_like(tail), torch.zeros_like(noisy_context)
         noise = draw_noise(targets[None], self.config.diff_block_size, generator)[0]
         return {
             "input_ids": ids,
@@ -129,6 +133,8 @@ class DiffusionCollator:
                 f"`input_ids` of an example hold {len(ids)} tokens, more than the context of {self.config.block_size}; cut "
                 "it first."
             )
+        if "labels" in example and all(label == IGNORE_INDEX for label in example["labels"]):
+            raise ValueError(f"`labels` of an example are {IGNORE_INDEX} everywhere; leave such examples out.")
         for name in ("labels", "concept_labels"):
             if name in example and len(example[name]) != len(ids):
                 raise ValueError(f"`{name}` of an example has length {len(example[name])}; `input_ids` have {len(ids)}.")
@@ -137,8 +143,11 @@ class DiffusionCollator:
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
     time = max(map(len, rows))
     width = max((len(concepts) for row in rows for concepts in row), default=0)
-    padded = [[[*c, *[IGNORE_INDEX] * (width - len(c))] for c in row] + [[IGNORE_INDEX] * width] * (time - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.long).view(len(rows), time, width)
+    padded = torch.full((len(rows), time, width), IGNORE_INDEX)
+    for i, row in enumerate(rows):
+        for j, concepts in enumerate(row):
+            padded[i, j, : len(concepts)] = torch.as_tensor(concepts, dtype=torch.long)
+    return padded
 
 
 __all__ = ["DiffusionCollator"]

@@ -5,9 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.streamers import BaseStreamer
-
 from generation_model import BLOCK, BOS, EOS, FORBIDDEN, MASK, PAD, TURN, VOCABULARY, make_model, make_prompt
 from steerling_hf.modeling.generation_steerling import (
     EntropyTemperatureLogitsWarper,
@@ -15,6 +12,8 @@ from steerling_hf.modeling.generation_steerling import (
     SteerlingGenerationConfig,
     share_steps,
 )
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 
 @pytest.fixture

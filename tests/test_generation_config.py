@@ -1,4 +1,4 @@
-"""SteerlingGenerationConfig: where its values come from, how it is stored, and what the library's own tools make of it."""
+"""SteerlingGenerationConfig: where its values come from and how it is stored; and the library's tools around it."""
 
 import json
 import threading
@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from generation_model import BOS, EOS, MASK, PAD, TURN, VOCABULARY, make_model, make_prompt
+from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -15,8 +16,6 @@ from transformers import (
     TextStreamer,
     pipeline,
 )
-
-from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
 
 OWN = {"steps": 6, "unmasking": "confidence", "entropy_temperature": True, "seed": 5}
 
@@ -86,7 +85,7 @@ def test_a_configuration_given_to_from_pretrained_is_used(model, tmp_path):
         assert loaded.generate(make_prompt(9)).shape == (1, 12)
 
 
-def test_arguments_come_before_the_given_configuration_and_that_before_the_models(model):
+def test_arguments_come_before_the_given_configuration_and_that_before_the_models(model, library_warnings):
     assert forwards(model) == 12
     model.generation_config.steps = 6
     assert forwards(model) == 6
@@ -96,6 +95,7 @@ def test_arguments_come_before_the_given_configuration_and_that_before_the_model
     assert forwards(model, steps=3) == 3
     assert forwards(model, steps=None) == 12
     assert model.generation_config.steps == 6
+    library_warnings.clear()  # arguments beside a configuration are deprecated
 
 
 def test_a_plain_configuration_on_the_model_is_enough(model):
@@ -138,11 +138,13 @@ def test_a_decoding_method_of_the_users_own(model):
 def test_pipeline(model, tokenizer):
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     expected = model.generate(**tokenizer("w3 w14 w15", return_tensors="pt"), max_new_tokens=12)
-    text = pipe("w3 w14 w15", max_new_tokens=12, do_sample=False)[0]["generated_text"]
-    assert text.split() == tokenizer.convert_ids_to_tokens(expected[0])
-    sampled = pipe("w3 w14 w15", seed=0)[0]["generated_text"]
-    assert len(sampled.split()) > 3
-    assert pipe("w3 w14 w15", seed=0, steps=16)[0]["generated_text"] != sampled
+    (record,) = pipe("w3 w14 w15", max_new_tokens=12, do_sample=False, return_full_text=False)
+    assert record["generated_text"].split() == tokenizer.convert_ids_to_tokens(expected[0, 3:])
+    # Here the pipeline samples at 0.7 by its own default.
+    (record,) = pipe("w3 w14 w15", max_new_tokens=12, steps=4, seed=0, return_tensors=True)
+    settings = {"max_new_tokens": 12, "steps": 4, "seed": 0, "do_sample": True, "temperature": 0.7}
+    expected = model.generate(**tokenizer("w3 w14 w15", return_tensors="pt"), **settings)
+    assert record["generated_token_ids"] == expected[0].tolist()
 
 
 def test_pipeline_without_a_prompt_starts_from_bos(model, tokenizer):

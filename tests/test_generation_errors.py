@@ -3,9 +3,8 @@
 import pytest
 import torch
 from generation_model import BLOCK, CONTEXT, MASK, PAD, VOCABULARY, make_model, make_prompt
-from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList
-
 from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
+from transformers import DynamicCache, GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ ARGUMENTS = [
 @pytest.mark.parametrize(("name", "value"), VALUES + INAPPLICABLE + ARGUMENTS)
 def test_arguments(model, name, value):
     with pytest.raises(ValueError, match=name):
-        model.generate(make_prompt(9), **{"max_new_tokens": 8, name: value})
+        model.generate(make_prompt(9), **{"max_new_tokens": 8, "do_sample": True, name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES + INAPPLICABLE)
@@ -99,8 +98,6 @@ def test_configurations(name, value):
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("num_beams", 2)])
 def test_configurations_given_or_stored(model, name, value):
-    from transformers import GenerationConfig
-
     with pytest.raises(ValueError, match=name):
         model.generate(make_prompt(9), generation_config=GenerationConfig(max_new_tokens=8, **{name: value}))
     setattr(model.generation_config, name, value)

@@ -148,6 +148,12 @@ def test_a_tone_word_of_another_tone_makes_a_sentence_invalid():
     assert not parse(gloomy.replace("Sadly", "Happily")).valid
 
 
+def test_long_patterns_take_no_opener():
+    long = "While the rain fell, the cook tasted the small soup."
+    assert parse(long).valid
+    assert not parse("Today, " + long[0].lower() + long[1:]).valid
+
+
 def test_topical_words_belong_to_one_topic():
     home = {}
     for topic in TOPICS:

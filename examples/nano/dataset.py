@@ -2,8 +2,13 @@
 
 import random
 
-from grammar import document
+from grammar import KINDS, USER_HEADER, document
 from torch.utils.data import Dataset
+
+
+# Shares of the kinds of documents in tuning rows, in the order of KINDS: chats need many repetitions, style does not.
+TUNING_SHARES = (35, 45, 12, 8)
+IGNORE_INDEX = -100
 
 
 class GrammarRows(Dataset):
@@ -17,25 +22,32 @@ class GrammarRows(Dataset):
         length: Tokens of a row.
         seed: Seed of all rows.
         held_out: Write the text that training never sees.
+        tuning_from: From this row on, as in instruction tuning, there are more chats and what a user says has no loss.
     """
 
-    def __init__(self, tokenizer, rows: int, length: int, seed: int, held_out: bool = False):
+    def __init__(
+        self, tokenizer, rows: int, length: int, seed: int, held_out: bool = False, tuning_from: int | None = None
+    ):
         self.tokenizer = tokenizer
         self.rows = rows
         self.length = length
         self.seed = seed
         self.held_out = held_out
+        self.tuning_from = rows if tuning_from is None else tuning_from
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, index: int) -> dict[str, list]:
         rng = random.Random(f"{self.seed}:{index}")
-        input_ids: list[int] = []
-        concept_labels: list[tuple[int, ...]] = []
-        while len(input_ids) < self.length:
-            for chunk in document(rng, held_out=self.held_out).chunks:
+        tuning = index >= self.tuning_from
+        row: dict[str, list] = {"input_ids": [], "labels": [], "concept_labels": []}
+        while len(row["input_ids"]) < self.length:
+            kind = rng.choice([k for k, share in zip(KINDS, TUNING_SHARES) for _ in range(share)]) if tuning else None
+            for chunk in document(rng, kind, self.held_out).chunks:
                 ids = self.tokenizer(chunk.prefix + chunk.text + chunk.suffix)["input_ids"]
-                input_ids += ids
-                concept_labels += [chunk.concepts] * len(ids)
-        return {"input_ids": input_ids[: self.length], "concept_labels": concept_labels[: self.length]}
+                prompt = tuning and chunk.prefix == USER_HEADER
+                row["input_ids"] += ids
+                row["labels"] += [IGNORE_INDEX] * len(ids) if prompt else ids
+                row["concept_labels"] += [chunk.concepts] * len(ids)
+        return {name: column[: self.length] for name, column in row.items()}

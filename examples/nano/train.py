@@ -27,6 +27,8 @@ CHECKPOINT = ROOT / "configs" / "steerling-nano"
 KEPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 ROW_LENGTH = 192
 EVALUATION_ROWS = 64
+# Share of the run that learns all text alike; after it, answers count and questions are given.
+PRETRAINING = 0.42
 
 
 def nano_config(tokenizer) -> SteerlingConfig:
@@ -83,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", default=str(ROOT / "runs" / "nano"), help="checkpoints and logs of the run")
     parser.add_argument("--save-to", type=Path, default=CHECKPOINT, help="folder of the finished checkpoint")
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -96,6 +98,7 @@ def main() -> None:
     if options.compile:
         for block in model.transformer.blocks:
             block.compile()
+    rows = options.steps * options.batch_size
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -118,12 +121,15 @@ def main() -> None:
             remove_unused_columns=False,
             report_to="none",
             seed=options.seed,
+            train_sampling_strategy="sequential",
             use_cpu=not torch.cuda.is_available(),
         ),
         data_collator=DiffusionCollator(
             model.config, prompt_probability=0.4, straddle_probability=0.25, seed=options.seed
         ),
-        train_dataset=GrammarRows(tokenizer, options.steps * options.batch_size, ROW_LENGTH, options.seed),
+        train_dataset=GrammarRows(
+            tokenizer, rows, ROW_LENGTH, options.seed, tuning_from=int(PRETRAINING * options.steps) * options.batch_size
+        ),
         eval_dataset=GrammarRows(tokenizer, EVALUATION_ROWS, ROW_LENGTH, options.seed, held_out=True),
     )
     checkpoint = get_last_checkpoint(options.output_dir) if Path(options.output_dir).is_dir() else None

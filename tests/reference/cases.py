@@ -232,7 +232,7 @@ GENERATIONS = [
     *_both_penalties("released", 64, 64, 16, (3, 10)),
     *_both_penalties("released", 65, 128, 32, (8, 3)),
     *_both_penalties("released", 128, 192, 96, (1, 1)),
-    *_both_penalties("released", 100, 64, 5, (9, 9)),  # 64 masks in 5 steps: an uneven schedule
+    *_both_penalties("released", 100, 64, 7, (9, 1)),  # 64 masks in 7 steps: an uneven schedule
     *_both_penalties("released", 200, 192, 3, (9, 7)),  # a whole block in one step
     *_both_penalties("released", 33, 64, 100, (8, 8)),  # more steps than tokens: the last ones commit nothing
     *_both_penalties("released_without_epsilon", 50, 128, 64, (1, 3)),
