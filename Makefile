@@ -57,7 +57,7 @@ nano: $(VENV)/.installed-dev
 	$(PY) examples/nano/train.py
 
 bench: $(VENV)/.installed-dev
-	for script in benchmarks/bench_*.py; do $(PY) $$script || exit 1; done
+	for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
 
 parity: $(VENV)/.installed-reference
 	$(PY) tests/reference/live.py

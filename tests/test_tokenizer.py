@@ -190,7 +190,7 @@ def test_truncation_pairs_and_pretokenized_text(tokenizer):
 
 def test_added_tokens(tokenizer, tmp_path):
     size = len(tokenizer)
-    assert tokenizer.add_tokens(["<new>", "other"]) == 2
+    assert tokenizer.add_tokens(["<new>", "<other>"]) == 2
     assert tokenizer.add_special_tokens({"extra_special_tokens": ["<extra>"]}, replace_extra_special_tokens=False) == 1
     assert len(tokenizer) == size + 3
     assert sorted(tokenizer.get_vocab().values()) == list(range(size + 3))

@@ -68,6 +68,12 @@ def save(model, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     staging.chmod(0o755)
     model.to(torch.bfloat16).save_pretrained(staging)
+    # The package has the code once; an export puts it beside the weights.
+    for code in staging.glob("*.py"):
+        code.unlink()
+    config = json.loads((staging / "config.json").read_text())
+    config.pop("auto_map", None)
+    (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in KEPT_FILES:
         shutil.copy(CHECKPOINT / name, staging / name)
     (staging / "concept_labels.json").write_text(json.dumps(label_rows(), indent=1) + "\n")
