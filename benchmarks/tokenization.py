@@ -13,7 +13,26 @@ from collections.abc import Callable
 
 from steerling_hf import SteerlingTokenizer, checkpoint
 
-WORDS = "the of a garden 2024 boats water, naïve running 北京 function(x) = y; \n Привет sailing under stars".split(" ")
+WORDS = [
+    "the",
+    "of",
+    "a",
+    "garden",
+    "2024",
+    "boats",
+    "water,",
+    "naïve",
+    "running",
+    "北京",
+    "function(x)",
+    "=",
+    "y;",
+    "\n",
+    "Привет",
+    "sailing",
+    "under",
+    "stars",
+]
 
 
 def text(size: int, seed: int) -> str:

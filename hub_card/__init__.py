@@ -1,0 +1,1 @@
+"""The template of the model cards, and the snippets that they show."""

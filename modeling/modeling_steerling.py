@@ -480,7 +480,9 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             ValueError: The model has no concept heads.
         """
         if self.known_head is None:
-            raise ValueError("This checkpoint has no concept heads (interpretable=False), so it has no concepts to show.")
+            raise ValueError(
+                "This checkpoint has no concept heads (interpretable=False), so it has no concepts to show."
+            )
         known = self.known_head(hidden_states)
         features, unknown_features = known.features, torch.zeros_like(hidden_states)
         unknown = None

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="steerling-hf", description="Steerling, the interpretable masked-diffusion language model, in transformers."
+        prog="steerling-hf",
+        description="Steerling, the interpretable masked-diffusion language model, in transformers.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names = ", ".join(checkpoint_names())
@@ -46,13 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     how = export.add_mutually_exclusive_group()
     how.add_argument("--link", dest="copy", action="store_false", help="hard-link the weights (default)")
     how.add_argument("--copy", dest="copy", action="store_true", help="copy the weights")
-    export.add_argument("--check", action="store_true", help="load the result in a fresh interpreter without this package")
+    export.add_argument(
+        "--check", action="store_true", help="load the result in a fresh interpreter without this package"
+    )
     export.add_argument("--repo-id", metavar="OWNER/NAME", help="the Hub repository that the card names")
     export.set_defaults(run=_export, copy=False)
 
     generate = commands.add_parser("generate", help="go on from a text, or answer a message")
     generate.add_argument("text", metavar="TEXT")
-    generate.add_argument("--model", default="steerling-nano", help="a checkpoint folder or name (default: %(default)s)")
+    generate.add_argument(
+        "--model", default="steerling-nano", help="a checkpoint folder or name (default: %(default)s)"
+    )
     generate.add_argument("--chat", action="store_true", help="TEXT is a user's message")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
     generate.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")

@@ -150,7 +150,9 @@ def _read_config(folder: Path) -> SteerlingConfig:
     if not path.is_file():
         reason = "has no config.json" if folder.is_dir() else "is no folder"
         names = ", ".join(checkpoint_names())
-        raise FileNotFoundError(f"`source` is {str(folder)!r}, which {reason}; give a checkpoint folder or one of {names}.")
+        raise FileNotFoundError(
+            f"`source` is {str(folder)!r}, which {reason}; give a checkpoint folder or one of {names}."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         model_type = values.get("model_type")
@@ -189,11 +191,15 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, config: Steerlin
             "`tokenizer` is None, the source has no vocabulary file, and no checkpoint of ours has its token ids; give one."
         )
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"`tokenizer` has {len(tokenizer):,} ids, but `vocab_size` is {config.vocab_size:,}; give its own.")
+        raise ValueError(
+            f"`tokenizer` has {len(tokenizer):,} ids, but `vocab_size` is {config.vocab_size:,}; give its own."
+        )
     for key in TOKEN_IDS:
         ours, theirs = getattr(config, key), getattr(tokenizer, key)
         if ours is not None and ours != theirs:
-            raise ValueError(f"`tokenizer` has {key} {theirs}, but the configuration says {ours}; give its own tokenizer.")
+            raise ValueError(
+                f"`tokenizer` has {key} {theirs}, but the configuration says {ours}; give its own tokenizer."
+            )
     return tokenizer
 
 

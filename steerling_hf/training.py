@@ -127,7 +127,9 @@ class DiffusionCollator:
 
     def _check(self, ids: torch.Tensor, example: Mapping[str, Any]) -> None:
         if ids.dim() != 1 or not len(ids):
-            raise ValueError(f"`input_ids` of an example have shape {tuple(ids.shape)}; give a list of at least one id.")
+            raise ValueError(
+                f"`input_ids` of an example have shape {tuple(ids.shape)}; give a list of at least one id."
+            )
         if len(ids) > self.config.block_size:
             raise ValueError(
                 f"`input_ids` of an example hold {len(ids)} tokens, more than the context of {self.config.block_size}; cut "
@@ -137,7 +139,9 @@ class DiffusionCollator:
             raise ValueError(f"`labels` of an example are {IGNORE_INDEX} everywhere; leave such examples out.")
         for name in ("labels", "concept_labels"):
             if name in example and len(example[name]) != len(ids):
-                raise ValueError(f"`{name}` of an example has length {len(example[name])}; `input_ids` have {len(ids)}.")
+                raise ValueError(
+                    f"`{name}` of an example has length {len(example[name])}; `input_ids` have {len(ids)}."
+                )
 
 
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:

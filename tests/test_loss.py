@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-
 from steerling_hf.modeling import loss_steerling as objective
 
 SIZE = 16

@@ -76,14 +76,29 @@ def test_the_wheel_installs_one_top_level_name(built):
 
 
 def test_the_sdist_has_what_a_build_needs(built):
-    names = {name.split("/", 1)[-1] for name in tarfile.open(built[1]).getnames()}
+    with tarfile.open(built[1]) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"pyproject.toml", "LICENSE", "README.md", "modeling/modeling_steerling.py"} <= names
     assert {name.removeprefix("steerling_hf/") for name in data_files()} - {"py.typed"} <= names
 
 
 def test_the_wheel_imports(built, tmp_path):
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(tmp_path), str(built[0]), cwd=tmp_path)
-    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")} <= {"steerling_hf", "bin"}
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(tmp_path),
+        str(built[0]),
+        cwd=tmp_path,
+    )
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")} <= {
+        "steerling_hf",
+        "bin",
+    }
     # PYTHONPATH comes before an editable install of the work tree.
     printed = run(sys.executable, "-c", USE, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert printed.strip() == str(tmp_path / "steerling_hf")

@@ -77,7 +77,9 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)["input_ids"])
 """
-    expected = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)["input_ids"]
+    expected = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)[
+        "input_ids"
+    ]
     assert isolated(code, exported_folder).strip() == str(expected)
 
 
@@ -87,6 +89,3 @@ def test_the_code_needs_nothing_but_its_neighbours_and_public_packages(exported_
     for file in files:
         assert set(get_imports(file)) <= {"torch", "transformers", "tiktoken", *sys.stdlib_module_names}, file.name
         assert {f"{name}.py" for name in get_relative_imports(file)} <= EXPORTED_CODE, file.name
-
-
-

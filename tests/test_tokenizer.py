@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+from steerling_hf.tokenization import tokenization_steerling as module
 from transformers import AutoTokenizer
 
 from steerling_hf import SteerlingTokenizer, checkpoint
-from steerling_hf.tokenization import tokenization_steerling as module
 
 VOCABULARY = Path(module.__file__).with_name(module.VOCABULARY)
 RELEASED_SPECIALS = {
@@ -109,7 +109,12 @@ def test_released_ids():
     base = SteerlingTokenizer.from_pretrained(checkpoint("steerling-8b"))
     for token, i in list(RELEASED_SPECIALS.items())[:9]:
         assert base.convert_tokens_to_ids(token) == i
-    assert (base.eos_token_id, base.pad_token_id, base.bos_token_id, base.mask_token_id) == (100257, 100277, 100278, 100280)
+    assert (base.eos_token_id, base.pad_token_id, base.bos_token_id, base.mask_token_id) == (
+        100257,
+        100277,
+        100278,
+        100280,
+    )
     assert base("Hello world")["input_ids"] == [9906, 1917]
 
 

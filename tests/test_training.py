@@ -10,7 +10,9 @@ SIZE = 16
 
 
 def examples(count: int = 16) -> list[dict]:
-    rows = [torch.randint(8000, (20 + 3 * i,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(count)]
+    rows = [
+        torch.randint(8000, (20 + 3 * i,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(count)
+    ]
     return [{"input_ids": row, "concept_labels": [[token % 20, 3] for token in row]} for row in rows]
 
 

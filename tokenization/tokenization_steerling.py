@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,12 @@ def _to_bytes(token: str) -> bytes:
 
 
 def _read_ranks(vocab_file: str, num_ranks: int | None) -> dict[bytes, int]:
-    if not os.path.isfile(vocab_file):
+    if not Path(vocab_file).is_file():
         raise FileNotFoundError(f"`vocab_file` is {vocab_file!r}: no such file; put {VOCABULARY} there.")
     if num_ranks is not None and (type(num_ranks) is not int or not 256 <= num_ranks <= RANKS):
-        raise ValueError(f"`num_ranks` is {num_ranks!r}: choose a whole number from 256 (the bytes) to {RANKS}, or None.")
+        raise ValueError(
+            f"`num_ranks` is {num_ranks!r}: choose a whole number from 256 (the bytes) to {RANKS}, or None."
+        )
     content = Path(vocab_file).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
@@ -115,13 +116,13 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         ValueError: The file is not cl100k_base.tiktoken (its sha256 differs), or `num_ranks` is out of range.
     """
 
-    vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012 - the library's own class attribute
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    vocab_files_names = {"vocab_file": VOCABULARY}
+    model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
         self, vocab_file: str | None = None, num_ranks: int | None = None, instruct: bool = False, **kwargs: Any
     ):
-        self.vocab_file = vocab_file or os.path.join(os.path.dirname(os.path.abspath(__file__)), VOCABULARY)
+        self.vocab_file = str(vocab_file or Path(__file__).resolve().with_name(VOCABULARY))
         self._vocabulary = _Vocabulary(self.vocab_file, num_ranks, instruct)
         special = self._vocabulary.special
         self._added_tokens_decoder = {
@@ -156,7 +157,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             return (str(target),)
         partial = target.with_name(f".{target.name}.tmp")
         shutil.copyfile(self.vocab_file, partial)
-        os.replace(partial, target)
+        partial.replace(target)
         return (str(target),)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:

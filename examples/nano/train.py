@@ -7,7 +7,6 @@ last checkpoint in `--output-dir`. The finished checkpoint is written to `--save
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -79,11 +78,11 @@ def save(model, folder: Path) -> None:
     (staging / "concept_labels.json").write_text(json.dumps(label_rows(), indent=1) + "\n")
     if folder.exists():
         previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / "previous"
-        os.replace(folder, previous)
-        os.replace(staging, folder)
+        folder.replace(previous)
+        staging.replace(folder)
         shutil.rmtree(previous.parent)
     else:
-        os.replace(staging, folder)
+        staging.replace(folder)
 
 
 def main() -> None:
@@ -134,7 +133,11 @@ def main() -> None:
             model.config, prompt_probability=0.4, straddle_probability=0.25, seed=options.seed
         ),
         train_dataset=GrammarRows(
-            tokenizer, rows, ROW_LENGTH, options.seed, tuning_from=int(PRETRAINING * options.steps) * options.batch_size
+            tokenizer,
+            rows,
+            ROW_LENGTH,
+            options.seed,
+            tuning_from=int(PRETRAINING * options.steps) * options.batch_size,
         ),
         eval_dataset=GrammarRows(tokenizer, EVALUATION_ROWS, ROW_LENGTH, options.seed, held_out=True),
     )
