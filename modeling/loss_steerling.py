@@ -37,7 +37,7 @@ def draw_noise(targets: torch.Tensor, block_size: int, generator: torch.Generato
         Bool, (batch, time). A block without targets has no noise.
     """
     device = generator.device if generator is not None else targets.device
-    blocks = F.pad(targets, (0, -time % block_size)).unflatten(1, (-1, block_size))
+    blocks = F.pad(targets, (0, -targets.shape[1] % block_size)).unflatten(1, (-1, block_size))
     count = blocks.sum(-1)
     uniform = torch.rand(*count.shape, block_size + 1, generator=generator, device=device).to(targets.device)
     size = (uniform[..., 0] * count).long().clamp(max=count - 1) + 1

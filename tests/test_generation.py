@@ -419,6 +419,12 @@ def test_outputs(model):
     assert torch.equal(model.generate(input_ids=prompts, max_length=29, steps=10), output.sequences)
 
 
+def test_prompts_of_another_integer_type(model):
+    tokens = model.generate(make_prompt(9).int(), max_new_tokens=8)
+    assert tokens.dtype == torch.long
+    assert torch.equal(tokens, model.generate(make_prompt(9), max_new_tokens=8))
+
+
 def test_generated_tokens_serve_in_training(model):
     """No tensor of inference mode is left behind to break later gradients."""
     tokens = model.generate(make_prompt(9), max_new_tokens=8)

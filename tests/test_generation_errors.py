@@ -142,6 +142,7 @@ def test_prompts(model, prompt, keyword):
 MASKS = {
     "left padding": torch.tensor([[0, 1, 1], [1, 1, 1]]),
     "right padding": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    "a list": [[1, 1, 1], [1, 1, 1]],
     "another shape": ones(2, 4),
     "four dimensions": ones(2, 1, 3, 3),
 }
