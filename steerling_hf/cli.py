@@ -1,4 +1,4 @@
-"""The command `steerling-hf`. Everything heavy is imported by the command that needs it."""
+"""The command `steerling-hf`."""
 
 import argparse
 import signal
@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from . import demo
 from .checkpoints import checkpoint_names
+from .exporting import export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,39 +42,37 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names = ", ".join(checkpoint_names())
 
-    export = commands.add_parser("export", help="write a checkpoint as a Hub folder, code included")
-    export.add_argument("source", metavar="SOURCE", help=f"a folder with released weights, or one of {names}")
-    export.add_argument("folder", metavar="FOLDER", help="where to write; must not exist yet")
-    export.add_argument("--weights", metavar="PATH", help="a folder to take the weights from, in place of SOURCE")
-    how = export.add_mutually_exclusive_group()
+    exporting = commands.add_parser("export", help="write a checkpoint as a Hub folder, code included")
+    exporting.add_argument("source", metavar="SOURCE", help=f"a folder with released weights, or one of {names}")
+    exporting.add_argument("folder", metavar="FOLDER", help="where to write; must not exist yet")
+    exporting.add_argument("--weights", metavar="PATH", help="a folder to take the weights from, in place of SOURCE")
+    how = exporting.add_mutually_exclusive_group()
     how.add_argument("--link", dest="copy", action="store_false", help="hard-link the weights (default)")
     how.add_argument("--copy", dest="copy", action="store_true", help="copy the weights")
-    export.add_argument(
+    exporting.add_argument(
         "--check", action="store_true", help="load the result in a fresh interpreter without this package"
     )
-    export.add_argument("--repo-id", metavar="OWNER/NAME", help="the Hub repository that the card names")
-    export.set_defaults(run=_export, copy=False)
+    exporting.add_argument("--repo-id", metavar="OWNER/NAME", help="the Hub repository that the card names")
+    exporting.set_defaults(run=_export, copy=False)
 
-    generate = commands.add_parser("generate", help="go on from a text, or answer a message")
-    generate.add_argument("text", metavar="TEXT")
-    generate.add_argument(
+    generating = commands.add_parser("generate", help="go on from a text, or answer a message")
+    generating.add_argument("text", metavar="TEXT")
+    generating.add_argument(
         "--model", default="steerling-nano", help="a checkpoint folder or name (default: %(default)s)"
     )
-    generate.add_argument("--chat", action="store_true", help="TEXT is a user's message")
-    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
-    generate.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")
-    generate.add_argument("--greedy", action="store_true", help="take the most probable token each time")
-    generate.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
-    generate.set_defaults(run=_generate)
+    generating.add_argument("--chat", action="store_true", help="TEXT is a user's message")
+    generating.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    generating.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")
+    generating.add_argument("--greedy", action="store_true", help="take the most probable token each time")
+    generating.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    generating.set_defaults(run=_generate)
 
-    demo = commands.add_parser("demo", help="let steerling-nano write, and name the concepts behind each sentence")
-    demo.set_defaults(run=_demo)
+    showing = commands.add_parser("demo", help="let steerling-nano write, and name the concepts behind each sentence")
+    showing.set_defaults(run=_demo)
     return parser
 
 
 def _export(options: argparse.Namespace) -> None:
-    from .exporting import export
-
     folder = export(
         options.source,
         options.folder,
@@ -88,13 +88,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from . import registration
-    from .demo import load, write_on
-
-    registration.register()
-    model, tokenizer = load(options.model)
+    model, tokenizer = demo.load(options.model)
     chosen = {"steps": options.steps, "seed": options.seed, "do_sample": False if options.greedy else None}
-    ids = write_on(
+    ids = demo.write_on(
         model,
         tokenizer,
         options.text,
@@ -106,9 +102,6 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from . import demo, registration
-
-    registration.register()
     demo.main()
 
 
