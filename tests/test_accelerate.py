@@ -52,7 +52,7 @@ def test_a_split_between_cpu_and_disk(on_disk, saved, tmp_path, library_warnings
     part = "transformer.blocks.1" if on_disk == "blocks" else "known_head"
     assert any(name.startswith(part) for name in offloaded)
     assert_equal_outputs(model, ids, expected)
-    assert all("offloaded to the disk" in message for message in library_warnings)
+    assert all("on the meta device because they were offloaded" in message for message in library_warnings)
     library_warnings.clear()
 
 
@@ -66,7 +66,7 @@ def test_blocks_and_heads_are_never_split(tiny_model):
 
     model = tiny_model(n_layers=4, n_unknown_concepts=5000, factorize_unknown=False)
     splits = set()
-    for budget in range(1_200_000, 3_000_000, 100_000):
+    for budget in range(1_060_000, 2_700_000, 20_000):
         device_map = infer_auto_device_map(
             model, max_memory={"cpu": budget, "disk": 10**9}, no_split_module_classes=model._no_split_modules
         )

@@ -164,10 +164,9 @@ def test_gradient_accumulation_changes_nothing(seed, tiny_model, tmp_path):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model, tmp_path):
     whole = train(tiny_model(), tmp_path / "whole", batch=4, accumulate=1, steps=6).model
-    train(tiny_model(), tmp_path / "parts", batch=4, accumulate=1, steps=3, save_strategy="steps", save_steps=3)
-    resumed = train(
-        tiny_model(), tmp_path / "parts", batch=4, accumulate=1, steps=6, resume=tmp_path / "parts" / "checkpoint-3"
-    ).model
+    parts = {"folder": tmp_path / "parts", "batch": 4, "accumulate": 1, "save_strategy": "steps", "save_steps": 3}
+    train(tiny_model(), steps=3, **parts)
+    resumed = train(tiny_model(), steps=6, resume=tmp_path / "parts" / "checkpoint-3", **parts).model
     for one, two in zip(whole.parameters(), resumed.parameters()):
         torch.testing.assert_close(two, one)
 
