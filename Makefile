@@ -39,7 +39,6 @@ test: $(VENV)/.installed-dev
 quality: $(VENV)/.installed-dev
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
-	$(MAKE) --no-print-directory types
 
 style: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix $(SOURCES)

@@ -1,9 +1,13 @@
 """Text generation by block-wise unmasking, behind the `generate` of transformers."""
 
+# The library declares `self` in its mixin as a protocol, which only the finished model satisfies.
+# mypy: disable-error-code="misc, override"
+
 import copy
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +91,10 @@ class SteerlingGenerationConfig(GenerationConfig):
         ValueError: A value is out of range or cannot apply to diffusion; the message names argument, value, remedy.
     """
 
+    steps: int | None
+    unmasking: str | None
+    entropy_temperature: bool | None
+    seed: int | list[int] | None
     diffusion_keys = ("steps", "unmasking", "entropy_temperature", "seed")
 
     def __init__(self, **kwargs):
@@ -169,16 +177,16 @@ class SteerlingGenerateOutput(ModelOutput):
             the forward passes in which the row took part. A guided pass is one.
     """
 
-    sequences: torch.LongTensor | None = None
-    step_map: torch.LongTensor | None = None
-    tokens_per_forward: torch.FloatTensor | None = None
+    sequences: torch.Tensor | None = None
+    step_map: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
 
 
 class UnmaskingRule(ABC):
     """Chooses the positions that a step decides."""
 
     @abstractmethod
-    def select(self, logits: torch.Tensor, count: int) -> torch.LongTensor:
+    def select(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """
         Choose among a row's masked positions of the current block.
 
@@ -195,7 +203,7 @@ class UnmaskingRule(ABC):
 class ConfidenceRule(UnmaskingRule):
     """The positions whose best token is the most probable (Chang et al. 2022, arXiv:2202.04200), as scheduled."""
 
-    def select(self, logits: torch.Tensor, count: int) -> torch.LongTensor:
+    def select(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` most confident positions."""
         confidence = logits.softmax(dim=-1).amax(dim=-1)
         return confidence.topk(count).indices
@@ -220,7 +228,7 @@ class EntropyTemperatureLogitsWarper(LogitsProcessor):
     def __init__(self, top_p: float):
         self.top_p = top_p
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores (rows, V) over their temperatures."""
         probabilities = scores.softmax(dim=-1)
         entropy = torch.special.entr(probabilities).sum(dim=-1)
@@ -258,11 +266,11 @@ class TokenSampler:
         generators: One per row, or `None` for the most probable token.
     """
 
-    def __init__(self, warpers: LogitsProcessorList, generators: list[torch.Generator] | None):
+    def __init__(self, warpers: Callable, generators: list[torch.Generator] | None):
         self.warpers = warpers
         self.generators = generators
 
-    def draw(self, row: int, canvas: torch.LongTensor, logits: torch.Tensor) -> torch.LongTensor:
+    def draw(self, row: int, canvas: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """(k,) tokens of row number `row`, whose canvas is (T,), from their (k, V) logits."""
         if self.generators is None:
             return logits.argmax(dim=-1)
@@ -273,12 +281,15 @@ class TokenSampler:
 class SteerlingGenerationMixin(GenerationMixin):
     """`generate` for a model that has `transformer`, `compute_logits` and a Steerling configuration."""
 
+    config: Any
+    transformer: Callable
+    compute_logits: Callable
     generation_config_class = SteerlingGenerationConfig
 
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.LongTensor | None = None,
+        inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
@@ -286,7 +297,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         streamer: BaseStreamer | None = None,
         custom_generate: Any = None,
         **kwargs,
-    ) -> SteerlingGenerateOutput | torch.LongTensor:
+    ) -> SteerlingGenerateOutput | torch.Tensor:
         """
         Continue each prompt by unmasking `max_new_tokens` positions, block by block.
 
@@ -321,28 +332,32 @@ class SteerlingGenerationMixin(GenerationMixin):
         Raises:
             ValueError: An argument cannot be used; raised before any computation.
         """
-        arguments = {"generation_config": generation_config, "logits_processor": logits_processor, **kwargs}
+        arguments: dict[str, Any] = {"generation_config": generation_config, "logits_processor": logits_processor}
+        arguments |= kwargs
+        output: Any  # the library names its own classes
         try:
             if custom_generate is not None:
                 arguments |= {"stopping_criteria": stopping_criteria, "streamer": streamer}
-                return super().generate(inputs, custom_generate=custom_generate, **arguments)
+                output = super().generate(inputs, custom_generate=custom_generate, **arguments)
+                return output
             refuse_inapplicable({"stopping_criteria": stopping_criteria, **kwargs})
             # The library does not hand the streamer on to a decoding method that is a callable.
             decode = functools.partial(SteerlingGenerationMixin._unmask, streamer=streamer)
-            return super().generate(inputs, custom_generate=decode, **arguments)
+            output = super().generate(inputs, custom_generate=decode, **arguments)
+            return output
         finally:
             if streamer is not None and custom_generate is None:
                 streamer.end()
 
     def _unmask(
         self,
-        input_ids: torch.LongTensor,
-        logits_processor: LogitsProcessorList,
+        input_ids: torch.Tensor,
+        logits_processor: Callable,
         stopping_criteria: StoppingCriteriaList,
-        generation_config: SteerlingGenerationConfig,
+        generation_config: Any,
         streamer: BaseStreamer | None = None,
         **model_kwargs,
-    ) -> SteerlingGenerateOutput | torch.LongTensor:
+    ) -> SteerlingGenerateOutput | torch.Tensor:
         """The decoding method; the steps are those of `generate`'s docstring."""
         rows, prompt = input_ids.shape
         length = generation_config.max_length
@@ -416,9 +431,9 @@ class SteerlingGenerationMixin(GenerationMixin):
 
     def _logits_at(
         self,
-        canvas: torch.LongTensor,
-        row: torch.LongTensor,
-        position: torch.LongTensor,
+        canvas: torch.Tensor,
+        row: torch.Tensor,
+        position: torch.Tensor,
         prompt: int,
         guidance_scale: float | None,
     ) -> torch.Tensor:
@@ -514,7 +529,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         device = inputs.device if self.device.type == "meta" else self.device
         return inputs.to(device, torch.long), name, model_kwargs
 
-    def _check_prompt(self, prompt: torch.LongTensor, attention_mask: torch.Tensor | None) -> None:
+    def _check_prompt(self, prompt: Any, attention_mask: Any) -> None:
         vocabulary, context, pad = self.config.vocab_size, self.config.block_size, self.config.pad_token_id
         if not isinstance(prompt, torch.Tensor):
             problem = f"is a {type(prompt).__name__}: use generate(**tokenizer(text, return_tensors='pt'))"
@@ -564,7 +579,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         if constraints.repetition_penalty is not None:
             constraints.repetition_penalty = float(constraints.repetition_penalty)
         processors = super()._get_logits_processor(constraints, *args, **kwargs)
-        forbid = SuppressTokensLogitsProcessor(self._forbidden_tokens(generation_config), kwargs.get("device"))
+        forbid = SuppressTokensLogitsProcessor(self._forbidden_tokens(generation_config), kwargs.get("device", "cpu"))
         return LogitsProcessorList([*processors, forbid])
 
     def _forbidden_tokens(self, generation_config) -> list[int]:
@@ -584,7 +599,7 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
-def _behind_end(tokens: torch.LongTensor, ends: torch.LongTensor) -> torch.Tensor:
+def _behind_end(tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """(rows, T) bool: the positions after the first of the end tokens in each row."""
     is_end = torch.isin(tokens, ends)
     return is_end.cumsum(dim=-1) > is_end

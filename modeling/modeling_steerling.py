@@ -151,6 +151,10 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class SteerlingResidualProjection(nn.Linear):
+    """A linear layer whose output is added to the residual stream; it differs in its fresh weights only."""
+
+
 class SteerlingAttention(nn.Module):
     """Grouped-query attention over packed projections; the mask says which blocks are visible."""
 
@@ -164,7 +168,7 @@ class SteerlingAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, config.use_bias)
+        self.c_proj = SteerlingResidualProjection(config.n_embd, config.n_embd, config.use_bias)
         if config.use_qk_norm:
             self.q_norm = make_norm(config, self.head_dim)
             self.k_norm = make_norm(config, self.head_dim)
@@ -203,7 +207,7 @@ class SteerlingMLP(nn.Module):
         super().__init__()
         self.gated = config.mlp_type == "swiglu"
         self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, config.use_bias)
+        self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -248,6 +252,9 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
+        if isinstance(module, SteerlingResidualProjection):
+            # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
+            std = std / (2 * self.config.n_layers) ** 0.5
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -260,10 +267,6 @@ class SteerlingPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, SteerlingRotaryEmbedding):
             init.copy_(module.inv_freq, module.inverse_frequencies())
-        if isinstance(module, SteerlingBlock):
-            # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
-            for projection in (module.attn.c_proj, module.mlp.c_proj):
-                init.normal_(projection.weight, std=std / (2 * self.config.n_layers) ** 0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.tok_emb

@@ -89,7 +89,9 @@ def _export(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     model, tokenizer = demo.load(options.model)
-    chosen = {"steps": options.steps, "seed": options.seed, "do_sample": False if options.greedy else None}
+    # A seed asks for sampling, whatever the checkpoint's own settings say.
+    sampling = False if options.greedy else options.seed is not None or None
+    chosen = {"steps": options.steps, "seed": options.seed, "do_sample": sampling}
     ids = demo.write_on(
         model,
         tokenizer,

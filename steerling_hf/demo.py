@@ -30,6 +30,9 @@ def load(source: str) -> tuple[Any, Any]:
     from .checkpoints import checkpoint_names
 
     folder = checkpoint(source) if source in checkpoint_names() else source
+    if source in checkpoint_names() and not any(Path(folder).glob("*.safetensors")):
+        remedy = "train it with `make nano`" if source == "steerling-nano" else "give a folder that has them"
+        raise FileNotFoundError(f"{source} has no weights in {folder}: {remedy}.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
 

@@ -1,5 +1,6 @@
 """Wheel and sdist hold what they must and nothing else, and each way of installing gives a package that imports."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -132,3 +133,10 @@ def test_no_source_exists_twice():
     vocabularies = list(ROOT.glob("*/**/*.tiktoken"))
     tracked = [path for path in vocabularies if path.relative_to(ROOT).parts[0] in SOURCES]
     assert [path.relative_to(ROOT).as_posix() for path in tracked] == ["tokenization/cl100k_base.tiktoken"]
+
+
+def test_our_checkpoints_hold_no_code():
+    # Saving takes the code along, which is right for a folder of a user's and wrong for these: the package is their code.
+    assert list(ROOT.glob("configs/*/*.py")) == []
+    for path in ROOT.glob("configs/*/*config.json"):
+        assert "auto_map" not in json.loads(path.read_text()), path

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 EXPORTED_CODE = {
@@ -24,7 +25,8 @@ except ModuleNotFoundError:
     assert isolated(code).strip() == "absent"
 
 
-def test_all_five_auto_classes_generate_save_and_load_again(isolated, exported_folder, tmp_path):
+@pytest.mark.parametrize("exported", ["exported_folder", "exported_nano"])
+def test_all_five_auto_classes_generate_save_and_load_again(exported, isolated, request, tmp_path):
     code = """
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -52,7 +54,7 @@ for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
 assert len(set(map(str, texts.values()))) == 1
 print("same")
 """
-    assert isolated(code, exported_folder, tmp_path).strip() == "same"
+    assert isolated(code, request.getfixturevalue(exported), tmp_path).strip() == "same"
 
 
 def test_pipelines(isolated, exported_folder):

@@ -1,207 +1,514 @@
-"""The tokenizer of Steerling: tiktoken's cl100k_base, or its first ranks, with Steerling's special tokens behind them."""
+"""
+Tokenizer of Steerling: tiktoken's cl100k_base with Steerling's special tokens, as a transformers tokenizer.
+
+The vocabulary file lies in the tokenizer's folder and its hash is checked; nothing here ever asks a network.
+"""
 
 import base64
+import functools
 import hashlib
-import shutil
+import inspect
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import tiktoken
-from transformers import AddedToken, PreTrainedTokenizer
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy
 
-VOCABULARY = "cl100k_base.tiktoken"
-SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
-RANKS = 100256
+VOCAB_FILE_NAME = "cl100k_base.tiktoken"
+VOCAB_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+VOCAB_BYTES = 1_681_126
+RANKS = 100_256
+SINGLE_BYTES = 256  # the first ranks are the single bytes, so any prefix of at least these encodes any text
+
+# How cl100k_base cuts a text before it merges bytes; this is part of the encoding's definition.
 PATTERN = (
-    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"""
-    r"""\s+(?!\S)|\s"""
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-INHERITED = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}
-BASE = {"<|endoftext|>": 100257, "<|pad|>": 100277, "<|bos|>": 100278, "<|endofchunk|>": 100279, "<|mask|>": 100280}
-INSTRUCT = {"<|start_header_id|>": 100281, "<|end_header_id|>": 100282, "<|eot_id|>": 100283}
-NAMED = {
-    "endofchunk_token": "<|endofchunk|>",
-    "start_header_token": "<|start_header_id|>",
-    "end_header_token": "<|end_header_id|>",
-    "eot_token": "<|eot_id|>",
+
+# Attribute of the tokenizer -> (string, id in the released vocabulary), in the order of a shortened vocabulary.
+BASE_SPECIAL_TOKENS = {
+    "eos_token": ("<|endoftext|>", 100257),
+    "pad_token": ("<|pad|>", 100277),
+    "bos_token": ("<|bos|>", 100278),
+    "endofchunk_token": ("<|endofchunk|>", 100279),
+    "mask_token": ("<|mask|>", 100280),
 }
+INSTRUCT_SPECIAL_TOKENS = {
+    "start_header_token": ("<|start_header_id|>", 100281),
+    "end_header_token": ("<|end_header_id|>", 100282),
+    "eot_token": ("<|eot_id|>", 100283),
+}
+# What cl100k_base brings along and Steerling has no use for; a shortened vocabulary leaves them out.
+INHERITED_SPECIAL_TOKENS = {
+    "fim_prefix_token": ("<|fim_prefix|>", 100258),
+    "fim_middle_token": ("<|fim_middle|>", 100259),
+    "fim_suffix_token": ("<|fim_suffix|>", 100260),
+    "endofprompt_token": ("<|endofprompt|>", 100276),
+}
+WORD_JOINER = "\u2060"  # invisible, and no special token contains it
+PARALLEL_CHARACTERS = 50_000  # below that, starting threads takes longer than they save
 
 
-def _byte_alphabet() -> str:
-    """GPT-2's table: a printable character for each byte, so that the string of a token keeps its bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+def _bytes_to_unicode() -> dict[int, str]:
+    """
+    The byte-to-unicode table of GPT-2, by which a token string shows any bytes: printable bytes stand for themselves,
+    the others for the characters from U+0100 on. See Radford et al. (2019), "Language Models are Unsupervised Multitask
+    Learners".
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return "".join(table[byte] for byte in range(256))
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
 
 
-ALPHABET = _byte_alphabet()
-BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
+_CHARACTER_OF_BYTE = _bytes_to_unicode()
+_BYTE_OF_CHARACTER = {ord(character): byte for byte, character in _CHARACTER_OF_BYTE.items()}
 
 
-def _to_string(token: bytes) -> str:
-    return token.decode("latin-1").translate(ALPHABET)
+def _token_string(token: bytes) -> str:
+    return token.decode("latin-1").translate(_CHARACTER_OF_BYTE)
 
 
-def _to_bytes(token: str) -> bytes:
-    """The bytes of a token's string; characters outside the table stand for themselves."""
-    try:
-        return bytes(map(BYTE_OF.__getitem__, token))
-    except KeyError:
-        return token.encode("utf-8", "replace")
-
-
-def _read_ranks(vocab_file: str, num_ranks: int | None) -> dict[bytes, int]:
-    if not Path(vocab_file).is_file():
-        raise FileNotFoundError(f"`vocab_file` is {vocab_file!r}: no such file; put {VOCABULARY} there.")
-    if num_ranks is not None and (type(num_ranks) is not int or not 256 <= num_ranks <= RANKS):
-        raise ValueError(
-            f"`num_ranks` is {num_ranks!r}: choose a whole number from 256 (the bytes) to {RANKS}, or None."
-        )
-    content = Path(vocab_file).read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256:
-        raise ValueError(
-            f"`vocab_file` {vocab_file!r} has sha256 {digest}, and {VOCABULARY} has {SHA256}: the file is damaged, cut off "
-            "or another one; copy it again."
-        )
-    lines = content.splitlines()[:num_ranks]
-    return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+def _token_bytes(token: str) -> bytes:
+    return token.translate(_BYTE_OF_CHARACTER).encode("latin-1")
 
 
 class _Vocabulary:
-    """What never changes: the encoding, and the string and the bytes of every id. Copies share it."""
+    """
+    What the vocabulary file and the layout fix. It never changes, so tokenizers share it and copies do not copy it.
 
-    def __init__(self, vocab_file: str, num_ranks: int | None, instruct: bool):
-        ranks = _read_ranks(vocab_file, num_ranks)
+    Attributes:
+        specials: Attribute name -> (string, id) of the special tokens.
+        encoding: tiktoken's encoder; it also decodes every id.
+        tokens: The string of each id.
+        ids: The id of each string; the inverse of `tokens`.
+    """
+
+    def __init__(self, data: bytes, num_ranks: int, instruct: bool):
+        self.data, self.num_ranks, self.instruct = data, num_ranks, instruct
+        ranks: dict[bytes, int] = {}
+        for line in data.splitlines()[:num_ranks]:
+            token, rank = line.split()
+            ranks[base64.b64decode(token)] = int(rank)
+        self.specials = _special_tokens(num_ranks, instruct)
+        size = 1 + max(id_ for _, id_ in self.specials.values())
+        named = {id_: token for token, id_ in self.specials.values()}
+        # An id without a token gets a name, so that ids and strings correspond one to one.
+        rest = {id_: named.get(id_, f"<|unused_{id_}|>") for id_ in range(num_ranks, size)}
+        self.tokens = [*map(_token_string, ranks), *rest.values()]
+        self.ids = {token: id_ for id_, token in enumerate(self.tokens)}
         self.encoding = tiktoken.Encoding(
-            "steerling", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}, explicit_n_vocab=len(ranks)
+            f"steerling_{size}",
+            pat_str=PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={token: id_ for id_, token in rest.items()},
         )
-        names = {**BASE, **(INSTRUCT if instruct else {})}
-        if num_ranks is None:
-            self.special = dict(sorted({**names, **INHERITED}.items(), key=lambda item: item[1]))
-        else:
-            self.special = {token: num_ranks + i for i, token in enumerate(names)}
-        size = max(self.special.values()) + 1
-        self.strings = [f"<|unused_{i}|>" for i in range(size)]
-        self.bytes = [string.encode() for string in self.strings]
-        for token, rank in ranks.items():
-            self.strings[rank], self.bytes[rank] = _to_string(token), token
-        for token, i in self.special.items():
-            self.strings[i], self.bytes[i] = token, token.encode()
-        self.ids = {string: i for i, string in enumerate(self.strings)}
 
     def __deepcopy__(self, memo: dict) -> "_Vocabulary":
         return self
 
+    def __reduce__(self):
+        return _vocabulary, (self.data, self.num_ranks, self.instruct)
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(data: bytes, num_ranks: int, instruct: bool) -> _Vocabulary:
+    return _Vocabulary(data, num_ranks, instruct)
+
+
+def _special_tokens(num_ranks: int, instruct: bool) -> dict[str, tuple[str, int]]:
+    tokens = {**BASE_SPECIAL_TOKENS, **(INSTRUCT_SPECIAL_TOKENS if instruct else {})}
+    if num_ranks == RANKS:
+        return {**tokens, **INHERITED_SPECIAL_TOKENS}
+    return {name: (token, num_ranks + i) for i, (name, (token, _)) in enumerate(tokens.items())}
+
+
+def _read_vocabulary_file(vocab_file: str | os.PathLike[str] | None) -> bytes:
+    """The content of the vocabulary file, checked. Every problem is a ValueError: `from_pretrained` hides OSErrors."""
+    remedy = f"put {VOCAB_FILE_NAME} (sha256 {VOCAB_SHA256}) into the tokenizer's folder"
+    path = Path(vocab_file) if vocab_file is not None else Path(__file__).with_name(VOCAB_FILE_NAME)
+    given = f"`vocab_file` is {None if vocab_file is None else str(path)!r}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        beside = "" if vocab_file is not None else f", and beside the code there is none either ({path.parent})"
+        raise ValueError(f"{given}{beside}: it cannot be read ({error.strerror}); {remedy}.") from error
+    if len(data) < VOCAB_BYTES:
+        raise ValueError(
+            f"{given}, of {len(data):,} bytes where {VOCAB_BYTES:,} are expected: it is truncated, or a Git LFS pointer; "
+            f"{remedy}."
+        )
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != VOCAB_SHA256:
+        raise ValueError(f"{given}, with sha256 {digest}: it is not the vocabulary of Steerling; {remedy}.")
+    return data
+
+
+class _TracedEncoding(BatchEncoding):
+    """A BatchEncoding that finds the token of a character, which the base class can do for Rust tokenizers only."""
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """Index of the first token that covers a character, or None. Called as the method of BatchEncoding is."""
+        batch, character = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
+        offsets = self.data["offset_mapping"]
+        offsets = offsets.tolist() if hasattr(offsets, "tolist") else offsets
+        if not offsets or isinstance(offsets[0], tuple):  # one text without a batch axis
+            offsets = [offsets]
+        return next((i for i, (start, end) in enumerate(offsets[batch]) if start <= character < end), None)
+
 
 class SteerlingTokenizer(PreTrainedTokenizer):
-    """
-    Exactly tiktoken's ids, without any network.
+    r"""
+    Byte-level BPE of Steerling: the ranks of cl100k_base, and special tokens behind them.
 
-    Special tokens that stand in a text become their ids, as everywhere in transformers; that is how a mask to fill is
-    written. `split_special_tokens=True` keeps them plain text. Neither bos nor eos is added. Token strings are those of
-    GPT-2's byte table, so they keep bytes that are no valid UTF-8; ids that no token has are called `<|unused_ID|>`, which
-    no text encodes to. `apply_chat_template(..., sanitize_control_tokens=True)` keeps a message from forging control tokens.
+    - Ids are tiktoken's. A text without special or added tokens goes to tiktoken in one piece, a list of them in one
+      batch; decoding joins bytes. Bytes that are no UTF-8 become U+FFFD in decoded text, as they do in tiktoken.
+    - A token string shows its bytes by the byte-to-unicode table, so `convert_ids_to_tokens` and `convert_tokens_to_ids`
+      are inverse to each other on every id.
+    - Every id below `len(tokenizer)` has a string. Ids that the released vocabulary leaves free are called
+      `<|unused_N|>`; a text that contains such a name does not become the id.
+    - No bos or eos is put around a text. Special strings in a text become their ids, which is how an infill is written;
+      with `split_special_tokens=True` they stay text.
+    - Lone surrogates in a text become U+FFFD and pairs of them the character they stand for, as in tiktoken.
+    - `return_offsets_mapping=True` works on single texts and lists of texts.
+    - Padding goes to the left unless `padding_side` says otherwise, because generation continues at the right.
 
     Args:
-        vocab_file: Path of cl100k_base.tiktoken; by default the copy beside this module.
-        num_ranks: Use only so many ranks (a prefix of a byte-pair encoding is one as well), special tokens right behind
-            them; `None` for all, special tokens at the released ids.
-        instruct: Whether there are the three header and end-of-turn tokens of instruct checkpoints.
-        kwargs: Arguments of `PreTrainedTokenizer`.
+        vocab_file: Path of `cl100k_base.tiktoken`. None is the file beside this module.
+        num_ranks: Keep the first ranks only, which is a BPE again, and let the special tokens follow without a gap; 256
+            to 100,256. None or 100,256 is the released vocabulary.
+        instruct: Whether there are the three tokens of chat: start and end of a header, end of a turn.
+        kwargs: For the base class. Special tokens are attributes: `bos_token`, `eos_token`, `pad_token`, `mask_token`,
+            `endofchunk_token`; `start_header_token`, `end_header_token`, `eot_token` with `instruct`; `fim_prefix_token`,
+            `fim_middle_token`, `fim_suffix_token`, `endofprompt_token` with all ranks. Each has its `_id`, and is None
+            where it does not exist.
 
     Raises:
-        FileNotFoundError: There is no vocabulary file.
-        ValueError: The file is not cl100k_base.tiktoken (its sha256 differs), or `num_ranks` is out of range.
+        ValueError: The vocabulary file is missing, truncated or another one, or an argument is out of range.
     """
 
-    vocab_files_names = {"vocab_file": VOCABULARY}
+    vocab_files_names = {"vocab_file": VOCAB_FILE_NAME}
     model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"
+    SPECIAL_TOKENS_ATTRIBUTES = [
+        *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,
+        "endofchunk_token",
+        *INSTRUCT_SPECIAL_TOKENS,
+        *INHERITED_SPECIAL_TOKENS,
+    ]
 
     def __init__(
-        self, vocab_file: str | None = None, num_ranks: int | None = None, instruct: bool = False, **kwargs: Any
+        self,
+        vocab_file: str | os.PathLike[str] | None = None,
+        *,
+        num_ranks: int | None = None,
+        instruct: bool = False,
+        **kwargs: Any,
     ):
-        self.vocab_file = str(vocab_file or Path(__file__).resolve().with_name(VOCABULARY))
-        self._vocabulary = _Vocabulary(self.vocab_file, num_ranks, instruct)
-        special = self._vocabulary.special
+        if num_ranks is not None and (type(num_ranks) is not int or not SINGLE_BYTES <= num_ranks <= RANKS):
+            raise ValueError(
+                f"`num_ranks` is {num_ranks!r}; give an integer from {SINGLE_BYTES} to {RANKS:,}, or None."
+            )
+        if not isinstance(instruct, bool):
+            raise ValueError(f"`instruct` is {instruct!r}; give True or False.")
+        self.num_ranks = num_ranks
+        self.instruct = instruct
+        # The base class asks for the vocabulary while it is initialised.
+        self._vocabulary = _vocabulary(_read_vocabulary_file(vocab_file), num_ranks or RANKS, instruct)
         self._added_tokens_decoder = {
-            i: AddedToken(token, special=True, normalized=False) for token, i in special.items()
+            id_: AddedToken(token, normalized=False, special=True) for token, id_ in self._vocabulary.specials.values()
         }
-        named = {name: token for name, token in NAMED.items() if token in special}
-        defaults = {
-            "bos_token": "<|bos|>",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|pad|>",
-            "mask_token": "<|mask|>",
-            "model_specific_special_tokens": named,
-            "extra_special_tokens": [token for token in special if token in INHERITED],
-            "clean_up_tokenization_spaces": False,
-            "special_tokens_pattern": "none",
-        }
-        super().__init__(num_ranks=num_ranks, instruct=instruct, **{**defaults, **kwargs})
+        for name, (token, _) in self._vocabulary.specials.items():
+            kwargs.setdefault(name, token)
+        self._check_added_tokens(kwargs.get("added_tokens_decoder") or {})
+        super().__init__(num_ranks=num_ranks, instruct=instruct, **kwargs)
+
+    # ---- Vocabulary
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids without those that a user added."""
-        return len(self._vocabulary.strings)
+        """Number of ids without added tokens; special tokens and unused ids count."""
+        return len(self._vocabulary.tokens)
 
     def get_vocab(self) -> dict[str, int]:
-        """Id of every token's string: dense from 0, added tokens included."""
+        """The id of every token string, added tokens included: each id from 0 to `len(tokenizer) - 1` exactly once."""
         return {**self._vocabulary.ids, **self._added_tokens_encoder}
 
+    def _update_total_vocab_size(self) -> None:
+        # Every way to add a token ends here.
+        self._update_trie()
+        self.total_vocab_size = self.vocab_size + sum(id_ >= self.vocab_size for id_ in self._added_tokens_decoder)
+        longest_first = sorted(self._added_tokens_encoder, key=len, reverse=True)
+        self._added_tokens_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        added = self._added_tokens_decoder.values()
+        self._added_tokens_look_around = any(token.lstrip or token.rstrip or token.single_word for token in added)
+
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> int:
+        """As in the base class, which would note a name as special before `_add_tokens` refuses it."""
+        for tokens in special_tokens_dict.values():
+            for token in tokens if isinstance(tokens, (list, tuple)) else [tokens]:
+                self._check_name(str(token))
+        return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        for token in new_tokens:
+            self._check_name(str(token))
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _check_name(self, name: str) -> None:
+        # "é" is how byte E9 is shown; as an added token it would take that byte's id, and texts would lose bytes.
+        id_ = self._vocabulary.ids.get(name, RANKS)
+        if id_ < self._vocabulary.num_ranks and _token_bytes(name) != name.encode("utf-8", "surrogatepass"):
+            raise ValueError(
+                f"`new_tokens` has {name!r}, which already is the vocabulary's string for the bytes {_token_bytes(name)!r}; "
+                f"choose another string, such as '<|{name}|>'."
+            )
+
+    def _check_added_tokens(self, tokens: Mapping[int, str | AddedToken]) -> None:
+        """Refuse the added tokens of another vocabulary, which the base class would take over as they are."""
+        given = f"`num_ranks` is {self.num_ranks} and `instruct` is {self.instruct}"
+        for id_, token in tokens.items():
+            name = str(token)
+            self._check_name(name)
+            here = self._vocabulary.tokens[id_] if 0 <= id_ < self.vocab_size else None
+            if id_ < 0 or here != (name if id_ < self.vocab_size or name in self._vocabulary.ids else None):
+                raise ValueError(
+                    f"`added_tokens_decoder` calls id {id_} {name!r}, but {given}, so that id is {here!r} and the id of that "
+                    f"string is {self._vocabulary.ids.get(name)}; correct the arguments."
+                )
+        beyond = sorted(id_ for id_ in tokens if id_ >= self.vocab_size)
+        if beyond != list(range(self.vocab_size, self.vocab_size + len(beyond))):
+            raise ValueError(
+                f"`added_tokens_decoder` has the ids {beyond}, which do not follow without a gap on the {self.vocab_size:,} "
+                f"of the vocabulary, since {given}; correct the arguments."
+            )
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Copy the vocabulary file to `save_directory`, whole or not at all."""
-        target = Path(save_directory) / (f"{filename_prefix}-{VOCABULARY}" if filename_prefix else VOCABULARY)
-        if target.exists() and target.samefile(self.vocab_file):
-            return (str(target),)
-        partial = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(self.vocab_file, partial)
-        partial.replace(target)
-        return (str(target),)
+        """
+        Write the vocabulary file, whole or not at all, also if the file it came from is gone.
+
+        Args:
+            save_directory: An existing folder.
+            filename_prefix: Put before the name of the file, with a hyphen.
+
+        Returns:
+            The path of the file.
+        """
+        folder = Path(save_directory)
+        if not folder.is_dir():
+            raise ValueError(f"`save_directory` is {str(folder)!r}, which is no folder; create it first.")
+        path = folder / (f"{filename_prefix}-{VOCAB_FILE_NAME}" if filename_prefix else VOCAB_FILE_NAME)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            temporary.write_bytes(self._vocabulary.data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return (str(path),)
+
+    # ---- Text to ids
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._vocabulary.strings[i] for i in self._vocabulary.encoding.encode_ordinary(text)]
+        return [self._vocabulary.tokens[id_] for id_ in self._vocabulary.encoding.encode_ordinary(text)]
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._vocabulary.ids.get(token)
 
+    def _text_to_ids(self, text: str, split_special_tokens: bool) -> list[int]:
+        encode = self._vocabulary.encoding.encode_ordinary
+        if split_special_tokens or not self._added_tokens_pattern.search(text):
+            return encode(text)
+        if self._added_tokens_look_around:  # rare, and the base class knows their rules
+            return self.convert_tokens_to_ids(self.tokenize(text))
+        ids: list[int] = []
+        for i, piece in enumerate(self._added_tokens_pattern.split(text)):  # text, token, text, token, ..., text
+            ids += encode(piece) if i % 2 == 0 else [self._added_tokens_encoder[piece]]
+        return ids
+
+    def _texts_to_ids(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
+        in_parallel = len(texts) > 1 and sum(map(len, texts)) >= PARALLEL_CHARACTERS
+        if in_parallel and (split_special_tokens or not any(map(self._added_tokens_pattern.search, texts))):
+            return self._vocabulary.encoding.encode_ordinary_batch(list(texts))
+        return [self._text_to_ids(text, split_special_tokens) for text in texts]
+
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: Any = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_offsets_mapping: bool = False,
+        split_special_tokens: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """What `__call__` and `encode` do; a text and a list of texts become ids without strings in between."""
+        is_text = isinstance(text, str)
+        are_texts = is_text or (isinstance(text, (list, tuple)) and all(isinstance(item, str) for item in text))
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        if return_attention_mask is None:
+            return_attention_mask = "attention_mask" in self.model_input_names
+
+        is_marked = kwargs.get("sanitize_control_tokens")  # by apply_chat_template
+        if not are_texts or text_pair is not None or is_split_into_words or return_overflowing_tokens or is_marked:
+            if return_offsets_mapping:
+                raise ValueError(
+                    "`return_offsets_mapping` is True, which works for a text or a list of texts only: not for pairs, words, "
+                    "ids, overflowing tokens or sanitized chats; leave it out, or give texts."
+                )
+            return super()._encode_plus(
+                text,
+                text_pair,
+                add_special_tokens=add_special_tokens,
+                padding_strategy=padding_strategy,
+                truncation_strategy=truncation_strategy,
+                max_length=max_length,
+                is_split_into_words=is_split_into_words,
+                pad_to_multiple_of=pad_to_multiple_of,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
+                return_attention_mask=return_attention_mask,
+                return_overflowing_tokens=return_overflowing_tokens,
+                split_special_tokens=split_special_tokens,
+                **kwargs,
+            )
+
+        texts = [text] if is_text else text
+        ids_of_texts = self._texts_to_ids(texts, split_special_tokens)
+        rows = [
+            self.prepare_for_model(
+                ids,
+                add_special_tokens=add_special_tokens,
+                truncation=truncation_strategy.value,
+                max_length=max_length,
+                return_attention_mask=False,
+                **kwargs,
+            )
+            for ids in ids_of_texts
+        ]
+        data = {key: [row[key] for row in rows] for key in (rows[0] if rows else ["input_ids"])}
+        data = dict(
+            self.pad(
+                data,
+                padding=padding_strategy.value,
+                max_length=max_length,
+                pad_to_multiple_of=pad_to_multiple_of,
+                padding_side=padding_side,
+                return_attention_mask=return_attention_mask,
+            )
+        )
+        if return_offsets_mapping:
+            data["offset_mapping"] = [
+                self._offset_mapping(*row, add_special_tokens, padding_side or self.padding_side)
+                for row in zip(
+                    texts, ids_of_texts, [len(row["input_ids"]) for row in rows], map(len, data["input_ids"])
+                )
+            ]
+        if is_text:
+            data = {key: value[0] for key, value in data.items()}
+        encoding = _TracedEncoding if return_offsets_mapping else BatchEncoding
+        return encoding(data, tensor_type=return_tensors, prepend_batch_axis=is_text)
+
+    def _offset_mapping(
+        self, text: str, ids: list[int], length: int, padded: int, add_special_tokens: bool, padding_side: str
+    ) -> list[tuple[int, int]]:
+        """
+        Where each token of a row stands in its text.
+
+        Args:
+            text, ids: A text and all of its ids.
+            length, padded: Length of its row, after truncation, without and with padding.
+
+        Returns:
+            For each position of the row the half-open range of the characters that the token has bytes of; (0, 0) for
+            padding and for tokens that the text does not have.
+        """
+        pieces = [self._id_to_bytes(id_) for id_ in ids]
+        if b"".join(pieces) != text.encode("utf-8", "surrogatepass"):
+            raise ValueError(
+                "`return_offsets_mapping` is True, but the tokens do not add up to the text: it has surrogates, or an "
+                "added token swallows whitespace. Repair the text, or leave the argument out."
+            )
+        character_of_byte = [i for i, character in enumerate(text) for _ in character.encode("utf-8")]
+        ends = list(accumulate(map(len, pieces)))
+        offsets = [
+            (character_of_byte[end - len(piece)], character_of_byte[end - 1] + 1) for piece, end in zip(pieces, ends)
+        ]
+        kept = length - (self.num_special_tokens_to_add() if add_special_tokens else 0)
+        offsets = offsets[len(offsets) - kept :] if self.truncation_side == "left" else offsets[:kept]
+        if add_special_tokens:  # ids that the base class puts around, if it was told to
+            row = self.build_inputs_with_special_tokens(offsets)
+            offsets = [entry if isinstance(entry, tuple) else (0, 0) for entry in row]
+        padding = [(0, 0)] * (padded - length)
+        return padding + offsets if padding_side == "left" else offsets + padding
+
+    # ---- Ids to text
+
     def _convert_id_to_token(self, index: int) -> str:
-        self._check_id(index)
-        return self._vocabulary.strings[index]
-
-    def _check_id(self, index: int) -> None:
         if not 0 <= index < self.vocab_size:
-            raise ValueError(f"`token_ids` hold {index}, which no token has; ids are 0..{len(self) - 1}.")
+            raise ValueError(
+                f"`ids` has {index}, but the vocabulary has the ids 0 to {len(self) - 1}; drop or replace others, such as "
+                f"the -100 of labels, first."
+            )
+        return self._vocabulary.tokens[index]
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of tokens' strings; bytes that are no UTF-8 become U+FFFD, as in tiktoken."""
-        added = self._added_tokens_encoder
-        parts = (token.encode() if token in added else _to_bytes(token) for token in tokens)
-        return b"".join(parts).decode("utf-8", "replace")
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """
+        The text of token strings; bytes that are no UTF-8 become U+FFFD.
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any):
-        # Ids directly from strings: the library's route goes through the string of each token.
-        if not kwargs.get("is_split_into_words") and not kwargs.get("sanitize_control_tokens"):
-            split = kwargs.get("split_special_tokens", self.split_special_tokens)
-            text, text_pair = self._encode_directly(text, split), self._encode_directly(text_pair, split)
-        return super()._encode_plus(text, text_pair, **kwargs)
+        Raises:
+            ValueError: A string is no token of this tokenizer.
+        """
+        try:
+            pieces = [self._token_to_bytes(token) for token in tokens]
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"`tokens` has {error.object!r}, which no id is called; give strings of `tokenize` or `convert_ids_to_tokens`."
+            ) from error
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
-    def _encode_directly(self, text: Any, split_special_tokens: bool) -> Any:
-        """`text`, or those of its items, as ids where no added token occurs in it; anything else as it is."""
+    def _token_to_bytes(self, token: str) -> bytes:
+        return token.encode("utf-8", "surrogatepass") if token in self._added_tokens_encoder else _token_bytes(token)
 
-        def plain(item: Any) -> bool:
-            if not isinstance(item, str) or not item:
-                return False
-            return split_special_tokens or not any(token in item for token in self._added_tokens_encoder)
+    def _id_to_bytes(self, id_: int) -> bytes:
+        return self._token_to_bytes(self.convert_ids_to_tokens(int(id_)))
 
-        encoding = self._vocabulary.encoding
-        if isinstance(text, str):
-            return encoding.encode_ordinary(text) if plain(text) else text
-        if isinstance(text, (list, tuple)) and any(map(plain, text)):
-            encoded = iter(encoding.encode_ordinary_batch([item for item in text if plain(item)]))
-            return [next(encoded) if plain(item) else item for item in text]
-        return text
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str | list[str]:
+        """
+        The text of ids: a list, array or tensor of them, or a batch.
+
+        Args:
+            token_ids: Ids, in one sequence or several.
+            skip_special_tokens: Leave special tokens out.
+            kwargs: `clean_up_tokenization_spaces` (default False) as in the base class.
+
+        Returns:
+            A string, or a list of strings for several sequences.
+
+        Raises:
+            ValueError: An id is out of range.
+        """
+        # The base class tests the type of every id, which takes longer than to decode them.
+        if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], int):
+            return self._decode(token_ids, skip_special_tokens, **kwargs)
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _decode(
         self,
@@ -211,17 +518,93 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         **kwargs: Any,
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        text = b"".join(self._bytes_of(i) for i in ids if i not in skipped).decode("utf-8", "replace")
-        if self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
-            text = self.clean_up_tokenization(text)
-        return text
+        if skip_special_tokens:
+            special = set(self.all_special_ids)
+            ids = [id_ for id_ in ids if id_ not in special]
+        try:
+            data = self._vocabulary.encoding.decode_bytes(ids)
+        except (KeyError, OverflowError):  # added tokens, or ids out of range, of which tiktoken knows nothing
+            data = b"".join(map(self._id_to_bytes, ids))
+        text = data.decode("utf-8", errors="replace")
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
 
-    def _bytes_of(self, index: int) -> bytes:
-        if index in self._added_tokens_decoder:
-            return self._added_tokens_decoder[index].content.encode()
-        self._check_id(index)
-        return self._vocabulary.bytes[index]
+    # ---- Chat
 
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Write messages in the form that the chat template gives them. See the base class; what differs:
 
-__all__ = ["SteerlingTokenizer"]
+        Args:
+            sanitize_control_tokens: Special strings in messages, tools, documents and template variables stay text, so
+                that none of them can forge a header, an end of turn or a mask. Ids (`tokenize=True`) are those of the
+                very characters. A string (`tokenize=False`) cannot tell text from token, so there each such string gets
+                an invisible word joiner (U+2060) after its first character, and is text to whoever tokenizes the result.
+            return_assistant_tokens_mask: Works although this is no Rust tokenizer; not together with
+                `sanitize_control_tokens`.
+
+        Raises:
+            ValueError: `sanitize_control_tokens` with `tokenize=True`, where this version of transformers has no support.
+        """
+        if sanitize_control_tokens and not tokenize:
+            conversation, tools, documents, kwargs = map(self._defuse, (conversation, tools, documents, kwargs))
+        elif sanitize_control_tokens:
+            if "sanitize_control_tokens" not in inspect.signature(super().apply_chat_template).parameters:
+                raise ValueError(
+                    "`sanitize_control_tokens` is True, which this version of transformers cannot do and would ignore; "
+                    "upgrade transformers."
+                )
+            kwargs["sanitize_control_tokens"] = True
+
+        tokenizer_kwargs = dict(tokenizer_kwargs or {})
+        offsets_wanted = tokenizer_kwargs.get("return_offsets_mapping", False)
+        if return_assistant_tokens_mask and not sanitize_control_tokens:
+            tokenizer_kwargs["return_offsets_mapping"] = True  # the base class goes from characters to tokens
+        result = super().apply_chat_template(
+            conversation,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=tokenize,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            tokenizer_kwargs=tokenizer_kwargs,
+            **kwargs,
+        )
+        if return_assistant_tokens_mask and not offsets_wanted:
+            return BatchEncoding({key: value for key, value in result.items() if key != "offset_mapping"})
+        return result
+
+    def _defuse(self, value: Any) -> Any:
+        """`value`, of strings in dicts and lists, with no special string in it."""
+        if isinstance(value, str):
+            special = [token.content for token in self._added_tokens_decoder.values() if token.special]
+            for token in [*special, *(self.chat_control_tokens or ())]:
+                if len(token) == 1 and token in value:
+                    raise ValueError(
+                        f"`sanitize_control_tokens` is True and `tokenize` False, but a text has the special token {token!r}, "
+                        "which is too short to be broken; pass tokenize=True."
+                    )
+                value = value.replace(token, token[:1] + WORD_JOINER + token[1:])
+            return value
+        if isinstance(value, Mapping):
+            return {key: self._defuse(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._defuse(item) for item in value]
+        messages = getattr(value, "messages", None)  # a pipeline's Chat
+        return self._defuse(messages) if messages is not None else value

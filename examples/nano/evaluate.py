@@ -6,8 +6,8 @@ prints one JSON object on stdout (progress and details go to stderr):
 
 parse_greedy, parse_sampled
     Share of complete generated sentences that the grammar's parser accepts. Held-out documents are cut somewhere
-    behind their first sentence, within words of a sentence too, to prompts of 24 lengths from 14 to 83 tokens (no
-    multiple of 64), and are continued by 80 tokens, or to the first <|eot_id|>. A last sentence that the token
+    behind their first sentence, within words of a sentence too, to prompts of 20 lengths from 14 to 71 tokens (no
+    multiple of 64), and are continued by 72 tokens, or to the first <|eot_id|>. A last sentence that the token
     limit cuts off does not count; one that the model leaves unfinished counts as wrong. Sampling is the
     reference's: entropy temperature and top_p 0.8. All else is the checkpoint's own generation_config.
 topic_kept
@@ -57,9 +57,9 @@ from tqdm import tqdm
 Encode = Callable[[str], list[int]]
 
 SEED = 20_000
-CONTINUED_BY = 80  # more than one generation block of 64
-ANSWERED_BY = 40
-PROMPT_LENGTHS = tuple(14 + 3 * (7 * i % 24) for i in range(24))  # 14, 17, ..., 83 in mixed order
+CONTINUED_BY = 72  # more than one generation block of 64
+ANSWERED_BY = 32
+PROMPT_LENGTHS = tuple(14 + 3 * (7 * i % 20) for i in range(20))  # 14, 17, ..., 71 in mixed order
 ROWS_PER_LENGTH = 8
 BATCH = 16
 DOCUMENTS_READ = 300
@@ -106,6 +106,12 @@ def generate_all(model, prompts: Sequence[Sequence[int]], progress: tqdm, **kwar
     return results
 
 
+def exact_text(tokenizer, ids: Sequence[int]) -> str:
+    """Decode without any of the tidying that could hide an error: control strings stay, no space comes or goes."""
+    options = ("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens")
+    return tokenizer.decode(ids, **dict.fromkeys(options, False))
+
+
 def continuations(model, tokenizer, encode: Encode, samples: int, name: str, **kwargs) -> list[Continuation]:
     """Continue `samples` held-out openings; the same openings whatever the way of decoding."""
     rng = random.Random(SEED)
@@ -116,8 +122,8 @@ def continuations(model, tokenizer, encode: Encode, samples: int, name: str, **k
         new = generate_all(model, prompts, progress, max_new_tokens=CONTINUED_BY, **kwargs)
     found = []
     for (source, ids), out in zip(openings, new):
-        text, ended = cut_at_turn(tokenizer.decode(out))
-        found.append(Continuation(source, tokenizer.decode(ids), text, ended))
+        text, ended = cut_at_turn(exact_text(tokenizer, out))
+        found.append(Continuation(source, exact_text(tokenizer, ids), text, ended))
     return found
 
 
@@ -126,7 +132,7 @@ def greedy_answers(model, tokenizer, encode: Encode, prompts: Sequence[str], nam
     with tqdm(total=len(prompts), desc=name, file=sys.stderr) as progress:
         ids = [encode(prompt) for prompt in prompts]
         new = generate_all(model, ids, progress, max_new_tokens=ANSWERED_BY, do_sample=False)
-    return [cut_at_turn(tokenizer.decode(out))[0] for out in new]
+    return [cut_at_turn(exact_text(tokenizer, out))[0] for out in new]
 
 
 def contact_prompts() -> tuple[list[str], list[str]]:
@@ -177,7 +183,7 @@ def read_documents(model, encode: Encode, count: int) -> tuple[dict[int, float],
     return by_concept, *means, len(truth)
 
 
-def evaluate(model, tokenizer, samples: int = 192) -> dict[str, float]:
+def evaluate(model, tokenizer, samples: int = 160) -> dict[str, float]:
     """Return the seven measures (see the top of this file), `samples` continuations for each way of decoding."""
 
     def encode(text: str) -> list[int]:
@@ -236,7 +242,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="Judge steerling-nano on held-out text.")
     arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments.add_argument("--model", default=str(default), metavar="FOLDER", help="checkpoint folder")
-    arguments.add_argument("--samples", type=int, default=192, metavar="N", help="continuations, each way")
+    arguments.add_argument("--samples", type=int, default=160, metavar="N", help="continuations, each way")
     given = arguments.parse_args()
     if given.samples < 1:
         arguments.error(f"--samples is {given.samples}; give 1 or more")

@@ -1,4 +1,4 @@
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("REPO_ID", trust_remote_code=True, dtype="auto", device_map="auto")
-print(model.hf_device_map)
+print({parameter.device for parameter in model.parameters()})
