@@ -390,6 +390,16 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 )
         self.post_init()
 
+    def save_pretrained(self, save_directory, state_dict: dict[str, torch.Tensor] | None = None, **kwargs) -> None:
+        """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
+        if not self.config.interpretable:
+            prefix = f"{self.base_model_prefix}."
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
+            if self.config.weight_sharing:
+                del state_dict["lm_head.weight"]
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

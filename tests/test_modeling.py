@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -231,12 +232,18 @@ def test_padded_rows_of_a_table_never_take_part(tiny_model, ids):
     torch.testing.assert_close(concepts.known_features, expected.known_features)
 
 
-def test_the_bare_backbone_has_no_heads(tiny_model, ids, tmp_path):
-    model = tiny_model(interpretable=False)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_bare_backbone_has_no_heads_and_no_prefix(tied, tiny_model, ids, tmp_path):
+    model = tiny_model(interpretable=False, weight_sharing=tied)
     with pytest.raises(ValueError, match="no concept heads"):
         model(ids, output_concepts=True)
     expected = logits_of(model, ids)
     model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {"tok_emb.weight", "blocks.1.attn.c_attn.weight", "ln_f.weight"} <= names
+    assert ("lm_head.weight" in names) is not tied
+    assert not any(name.startswith("transformer.") for name in names)
     assert torch.equal(logits_of(type(model).from_pretrained(tmp_path), ids), expected)
 
 
