@@ -199,7 +199,7 @@ def test_check_of_an_export_without_weights(out):
 
 def test_a_failed_check_leaves_nothing(tiny_model, out, monkeypatch):
     monkeypatch.setattr(steerling_hf.exporting, "AUTO_MAP", {**AUTO_MAP, "AutoModel": "modeling_steerling.Missing"})
-    with pytest.raises(RuntimeError, match=r"does not load on its own.*Missing"):
+    with pytest.raises(RuntimeError, match=r"(?s)does not load on its own.*Missing"):
         export(tiny_model(), out, check=True)
     assert_nothing_written(out)
 

@@ -25,8 +25,7 @@ except ModuleNotFoundError:
     assert isolated(code).strip() == "absent"
 
 
-@pytest.mark.parametrize("exported", ["exported_folder", "exported_nano"])
-def test_all_five_auto_classes_generate_save_and_load_again(exported, isolated, request, tmp_path):
+def test_all_five_auto_classes_generate_save_and_load_again(exported_folder, isolated, tmp_path):
     code = """
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -54,7 +53,7 @@ for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
 assert len(set(map(str, texts.values()))) == 1
 print("same")
 """
-    assert isolated(code, request.getfixturevalue(exported), tmp_path).strip() == "same"
+    assert isolated(code, exported_folder, tmp_path).strip() == "same"
 
 
 def test_pipelines(isolated, exported_folder):
