@@ -2,7 +2,6 @@
 
 import sys
 
-import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 EXPORTED_CODE = {
