@@ -54,6 +54,7 @@ INHERITED_SPECIAL_TOKENS = {
     "endofprompt_token": ("<|endofprompt|>", 100276),
 }
 WORD_JOINER = "\u2060"  # invisible, and no special token contains it
+MORE_OUTPUTS = ("return_token_type_ids", "return_special_tokens_mask", "return_length")
 PARALLEL_CHARACTERS = 50_000  # below that, starting threads takes longer than they save
 
 
@@ -392,34 +393,45 @@ class SteerlingTokenizer(PreTrainedTokenizer):
 
         texts = [text] if is_text else text
         ids_of_texts = self._texts_to_ids(texts, split_special_tokens)
-        rows = [
-            self.prepare_for_model(
-                ids,
-                add_special_tokens=add_special_tokens,
-                truncation=truncation_strategy.value,
-                max_length=max_length,
-                return_attention_mask=False,
-                **kwargs,
+        # Short texts owe most of their time to the library's preparation, so it is called where there is something to do.
+        around = self.num_special_tokens_to_add() if add_special_tokens else 0
+        is_cut = truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE
+        rows: list[Any]
+        if around or is_cut or any(kwargs.get(output) for output in MORE_OUTPUTS):
+            rows = [
+                self.prepare_for_model(
+                    ids,
+                    add_special_tokens=add_special_tokens,
+                    truncation=truncation_strategy.value,
+                    max_length=max_length,
+                    return_attention_mask=False,
+                    **kwargs,
+                )
+                for ids in ids_of_texts
+            ]
+        else:
+            rows = [{"input_ids": ids} for ids in ids_of_texts]
+            for ids in ids_of_texts:
+                self._eventual_warn_about_too_long_sequence(ids, max_length, kwargs.get("verbose", True))
+        data: dict[str, Any] = {key: [row[key] for row in rows] for key in (rows[0] if rows else ["input_ids"])}
+        lengths = [len(row) for row in data["input_ids"]]
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            data = dict(
+                self.pad(
+                    data,
+                    padding=padding_strategy.value,
+                    max_length=max_length,
+                    pad_to_multiple_of=pad_to_multiple_of,
+                    padding_side=padding_side,
+                    return_attention_mask=return_attention_mask,
+                )
             )
-            for ids in ids_of_texts
-        ]
-        data = {key: [row[key] for row in rows] for key in (rows[0] if rows else ["input_ids"])}
-        data = dict(
-            self.pad(
-                data,
-                padding=padding_strategy.value,
-                max_length=max_length,
-                pad_to_multiple_of=pad_to_multiple_of,
-                padding_side=padding_side,
-                return_attention_mask=return_attention_mask,
-            )
-        )
+        elif return_attention_mask:
+            data["attention_mask"] = [[1] * length for length in lengths]
         if return_offsets_mapping:
             data["offset_mapping"] = [
                 self._offset_mapping(*row, add_special_tokens, padding_side or self.padding_side)
-                for row in zip(
-                    texts, ids_of_texts, [len(row["input_ids"]) for row in rows], map(len, data["input_ids"])
-                )
+                for row in zip(texts, ids_of_texts, lengths, map(len, data["input_ids"]))
             ]
         if is_text:
             data = {key: value[0] for key, value in data.items()}
@@ -506,8 +518,11 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             ValueError: An id is out of range.
         """
         # The base class tests the type of every id, which takes longer than to decode them.
-        if isinstance(token_ids, list) and token_ids and isinstance(token_ids[0], int):
-            return self._decode(token_ids, skip_special_tokens, **kwargs)
+        if isinstance(token_ids, list) and token_ids:
+            if isinstance(token_ids[0], int):
+                return self._decode(token_ids, skip_special_tokens, **kwargs)
+            if all(isinstance(row, list) and row and isinstance(row[0], int) for row in token_ids):
+                return [self._decode(row, skip_special_tokens, **kwargs) for row in token_ids]
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _decode(
@@ -608,3 +623,6 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             return [self._defuse(item) for item in value]
         messages = getattr(value, "messages", None)  # a pipeline's Chat
         return self._defuse(messages) if messages is not None else value
+
+
+__all__ = ["SteerlingTokenizer"]
