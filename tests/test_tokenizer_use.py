@@ -80,6 +80,20 @@ def test_empty_text_and_empty_batch(tokenizer):
     assert empty["input_ids"].dtype == torch.int64
 
 
+def test_texts_do_not_go_through_token_strings(tokenizer, monkeypatch):
+    texts = ["one two", "three <|mask|> é", ""]
+    expected = tokenizer(texts, padding=True)
+
+    def refuse(*arguments):
+        raise AssertionError("went through token strings")
+
+    for method in ("tokenize", "_tokenize", "_convert_token_to_id", "_convert_id_to_token", "convert_ids_to_tokens"):
+        monkeypatch.setattr(SteerlingTokenizer, method, refuse)
+    assert tokenizer(texts, padding=True) == expected
+    assert [tokenizer(text).input_ids for text in texts] == tokenizer(texts)["input_ids"]
+    assert tokenizer.batch_decode(tokenizer(texts)["input_ids"]) == texts
+
+
 def test_pairs_words_and_other_outputs_take_the_library_way(tokenizer):
     first, second = tokenizer("one two").input_ids, tokenizer("three").input_ids
     assert tokenizer(["one two", ""], ["three", "three"])["input_ids"] == [first + second, second]
@@ -252,6 +266,8 @@ def test_saving_copying_and_pickling_lose_nothing(name, added, tmp_path):
         assert (tmp_path / "twice" / file.name).read_bytes() == file.read_bytes(), file.name
     auto = AutoTokenizer.from_pretrained(tmp_path / "twice")
     assert type(auto) is SteerlingTokenizer
+    again.save_pretrained(tmp_path / "once")  # onto the folder it came from
+    assert (tmp_path / "once/cl100k_base.tiktoken").read_bytes() == VOCAB_FILE.read_bytes()
     for other in (again, auto, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert same(tokenizer, other)
 
