@@ -108,7 +108,7 @@ def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tenso
 def main() -> None:
     """Print the demo."""
     folder = checkpoint("steerling-nano")
-    model, tokenizer = load(folder)
+    model, tokenizer = load("steerling-nano")
     names = concept_names(Path(folder))
     print(f"steerling-nano: {model.num_parameters():,} parameters, {len(names)} known concepts, from {folder}")
     for text in OPENINGS:
