@@ -1,6 +1,6 @@
 """Concept heads: a hidden state as a sparse sum of concept embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ class SteerlingConceptHead(nn.Module):
         config: The model's configuration.
         n_concepts: Concepts of this head; tables are padded to a multiple of `config.pad_multiple` rows.
         topk: Concepts reported per position; `None` makes all concepts form the features.
-        topk_features: Concepts that form the features.
+        topk_features: Concepts that form the features; `None` means `topk`.
         use_attention: Score by attention over the embeddings.
         factorized: Keep the tables at rank `config.factorize_rank`.
     """
@@ -154,25 +154,28 @@ class SteerlingConceptHead(nn.Module):
     def _bound(self, scores: torch.Tensor) -> torch.Tensor:
         return (scores * self.scaling).clamp(-LOGIT_BOUND, LOGIT_BOUND)
 
-    def _chunks(self):
+    def _chunks(self) -> Iterator[slice]:
         for start in range(0, self.n_concepts, self.chunk):
             yield slice(start, min(start + self.chunk, self.n_concepts))
 
     def _strongest(self, keys: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and weights of the strongest concepts of each row of `query`, both of shape (rows, k), strongest first."""
-        k = min(self.n_concepts, REPORTED_WITHOUT_TOPK if self.topk is None else self.topk_features)
+        k = min(self.n_concepts, REPORTED_WITHOUT_TOPK if self.topk is None else self.topk_features or self.topk)
+
+        def strongest_of(concepts: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            scores = self._score(keys, query, concepts)
+            if self.rank_by_weight:
+                scores = scores.sigmoid()
+            scores, ids = scores.topk(min(k, scores.shape[-1]), dim=-1)
+            return scores, ids + concepts.start
+
         with torch.no_grad():
-            best = indices = None
-            for concepts in self._chunks():
-                scores = self._score(keys, query, concepts)
-                if self.rank_by_weight:
-                    scores = scores.sigmoid()
-                scores, ids = scores.topk(min(k, scores.shape[-1]), dim=-1)
-                ids = ids + concepts.start
-                if best is not None:
-                    scores, order = torch.cat((best, scores), dim=-1).topk(min(k, concepts.stop), dim=-1)
-                    ids = torch.cat((indices, ids), dim=-1).gather(-1, order)
-                best, indices = scores, ids
+            first, *rest = self._chunks()
+            best, indices = strongest_of(first)
+            for concepts in rest:
+                scores, ids = strongest_of(concepts)
+                best, order = torch.cat((best, scores), dim=-1).topk(min(k, concepts.stop), dim=-1)
+                indices = torch.cat((indices, ids), dim=-1).gather(-1, order)
         # The chosen few are scored again in float32: exact weights in half precision, and a graph of only k scores a row.
         rows = max(1, GATHER_BUDGET // (k * keys.shape[-1]))
         weights = [
@@ -184,14 +187,13 @@ class SteerlingConceptHead(nn.Module):
     def _sum_all(self, query: torch.Tensor) -> torch.Tensor:
         """Sum of weight times row of the value table over all concepts, chunk by chunk: (rows, width), float32."""
 
-        def add_chunk(values, total, weights, concepts):
-            return total + weights @ values[concepts].float()
+        def sum_chunk(values: torch.Tensor, weights: torch.Tensor, concepts: slice) -> torch.Tensor:
+            return weights @ values[concepts].float()
 
-        total = 0.0
-        for concepts in self._chunks():
-            weights = self._keys(self._score, query, concepts).sigmoid()
-            total = self._values(add_chunk, total, weights, concepts)
-        return total
+        return sum(
+            self._values(sum_chunk, self._keys(self._score, query, concepts).sigmoid(), concepts)
+            for concepts in self._chunks()
+        )
 
 
 def _weighted_sum(values: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+
+from .concepts_steerling import SteerlingConceptHead
 
 IGNORE_INDEX = -100
 # Concept scores that the annotation loss holds at a time: 64 MB in float32.
@@ -79,7 +82,7 @@ class NoisedBatch:
 
 def noise_batch(
     config,
-    input_ids: torch.Tensor,
+    input_ids: torch.Tensor | None,
     labels: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     noise_mask: torch.Tensor | None = None,
@@ -92,6 +95,8 @@ def noise_batch(
         ValueError: Shapes differ, labels hold the mask token or ids outside the vocabulary, a row has left padding, or
             no position has a label.
     """
+    if input_ids is None:
+        raise ValueError("`input_ids` is None, but `labels` need them: the loss cannot start from `inputs_embeds`.")
     _check_batch(config, input_ids, labels, attention_mask, noise_mask, noisy_context)
     targets = labels != IGNORE_INDEX
     masked = input_ids == config.mask_token_id
@@ -115,7 +120,7 @@ def noise_batch(
     )
 
 
-def encode(transformer: torch.nn.Module, config, batch: NoisedBatch, **kwargs) -> torch.Tensor:
+def encode(transformer: PreTrainedModel, config, batch: NoisedBatch, **kwargs) -> torch.Tensor:
     """Last hidden states of the noised tokens, each block seeing itself and clean earlier blocks: (batch, time, D)."""
     size = config.diff_block_size
     time = batch.noised.shape[1]
@@ -166,7 +171,7 @@ def diffusion_loss(logits: torch.Tensor, batch: NoisedBatch, total: torch.Tensor
 
 
 def annotation_loss(
-    head: torch.nn.Module, hidden: torch.Tensor, concept_labels: torch.Tensor, weights: torch.Tensor
+    head: SteerlingConceptHead, hidden: torch.Tensor, concept_labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """
     Binary cross-entropy between the head's logits and the annotated concepts, summed over concepts and positions.
@@ -207,8 +212,6 @@ def _block_weights(targets: torch.Tensor, noised: torch.Tensor, block_size: int)
 
 
 def _check_batch(config, input_ids, labels, attention_mask, noise_mask, noisy_context) -> None:
-    if input_ids is None:
-        raise ValueError("`input_ids` is None, but `labels` need them: the loss cannot start from `inputs_embeds`.")
     batch, time = input_ids.shape
     blocks = -(-time // config.diff_block_size)
     shapes = {"labels": (batch, time), "attention_mask": (batch, time), "noise_mask": (batch, time)}

@@ -1,5 +1,6 @@
 """Steerling: a block-causal masked-diffusion language model whose last hidden state is a sum of named concepts."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,6 +105,8 @@ def make_norm(config, width: int) -> nn.Module:
 
 
 class SteerlingRotaryEmbedding(nn.Module):
+    inv_freq: torch.Tensor
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -133,7 +136,7 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, full_prec
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "SteerlingAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -263,19 +266,19 @@ class SteerlingPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
         elif isinstance(module, (SteerlingRMSNorm, nn.LayerNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, SteerlingRotaryEmbedding):
             init.copy_(module.inv_freq, module.inverse_frequencies())
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.tok_emb
+        return self.base_model.get_submodule("tok_emb")
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.tok_emb = value
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.base_model.lm_head
+        return self.base_model.get_submodule("lm_head")
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.base_model.lm_head = new_embeddings
@@ -308,9 +311,9 @@ class SteerlingModel(SteerlingPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -318,7 +321,8 @@ class SteerlingModel(SteerlingPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """
         Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
-        (B, 1, T, keys) is used as it is, with the `position_ids` given.
+        (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
+        reads under the key "full_attention" of a dictionary, `None` if all is visible.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -326,18 +330,7 @@ class SteerlingModel(SteerlingPreTrainedModel):
             inputs_embeds = self.tok_emb(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        batch, time = inputs_embeds.shape[:2]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
-        if position_ids is None:
-            position_ids = key_positions[:, past:]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            block_sequence_ids=key_positions // self.config.diff_block_size,
-        )
+        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
         rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
         hidden_states = inputs_embeds
         for block in self.blocks:
@@ -349,6 +342,22 @@ class SteerlingModel(SteerlingPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+
+    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+        """The mask that attention reads, and the (B, T) positions of the tokens."""
+        if isinstance(attention_mask, dict):
+            return attention_mask["full_attention"], position_ids
+        batch, time = inputs_embeds.shape[:2]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            block_sequence_ids=key_positions // self.config.diff_block_size,
+        )
+        return mask, key_positions[:, past:] if position_ids is None else position_ids
 
     @staticmethod
     def _key_positions(attention_mask, position_ids, batch: int, length: int, device) -> torch.Tensor:
@@ -363,6 +372,9 @@ class SteerlingModel(SteerlingPreTrainedModel):
 class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
     """Steerling with its concept heads: loss, logits, concepts and `generate`."""
 
+    transformer: SteerlingModel
+    known_head: SteerlingConceptHead | None
+    unknown_head: SteerlingConceptHead | None
     _tied_weights_keys = {"transformer.lm_head.weight": "transformer.tok_emb.weight"}
 
     def __init__(self, config):
@@ -390,7 +402,14 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 )
         self.post_init()
 
-    def save_pretrained(self, save_directory, state_dict: dict[str, torch.Tensor] | None = None, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *args,
+        **kwargs,
+    ) -> None:
         """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
         if not self.config.interpretable:
             prefix = f"{self.base_model_prefix}."
@@ -398,18 +417,18 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
             if self.config.weight_sharing:
                 del state_dict["lm_head.weight"]
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        concept_labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        concept_labels: torch.Tensor | None = None,
         noise_mask: torch.Tensor | None = None,
         noisy_context: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -467,7 +486,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         concepts = None
         if output_concepts:
             concepts = self.decompose(hidden)
-            logits = self.transformer.lm_head(concepts.composed[:, keep])
+            logits = self.transformer.lm_head(concepts["composed"][:, keep])
         else:
             logits = self.compute_logits(hidden[:, keep])
         return SteerlingOutput(
@@ -481,7 +500,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
         if self._heads_matter():
-            hidden_states = self.decompose(hidden_states).composed
+            hidden_states = self.decompose(hidden_states)["composed"]
         return self.transformer.lm_head(hidden_states)
 
     def decompose(self, hidden_states: torch.Tensor) -> SteerlingConcepts:
@@ -506,7 +525,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         # Without a discovered head the residual takes its place, whatever the configuration says of epsilon.
         if self.config.use_epsilon_correction or unknown is None:
             epsilon = hidden_states - self._untouched(self.known_head, hidden_states, features)
-            if unknown is not None:
+            if self.unknown_head is not None:
                 epsilon = epsilon - self._untouched(self.unknown_head, hidden_states, unknown_features)
         return SteerlingConcepts(
             hidden=hidden_states,
@@ -539,14 +558,17 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         bound = diffusion_loss(self.compute_logits(hidden[batch.labels != IGNORE_INDEX]), batch, total)
         loss = bound
         if self.known_head is not None:
-            loss = loss + self._concept_loss(hidden, batch.concept_weights().to(hidden.device), concept_labels) / total
+            weights = batch.concept_weights().to(hidden.device)
+            loss = loss + self._concept_loss(self.known_head, hidden, weights, concept_labels) / total
         return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
 
-    def _concept_loss(self, hidden: torch.Tensor, weights: torch.Tensor, concept_labels) -> torch.Tensor:
+    def _concept_loss(
+        self, known_head: SteerlingConceptHead, hidden: torch.Tensor, weights: torch.Tensor, concept_labels
+    ) -> torch.Tensor:
         """Annotation and reconstruction losses of both heads, summed over positions of weights (B, T)."""
         counted = weights > 0
         states, weights = hidden[counted], weights[counted]
-        known = self.known_head(states).features
+        known = known_head(states).features
         # The known head explains what it can of a given state; then both shape the state into what they can explain.
         missing = self.config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
         if self.unknown_head is not None:
@@ -558,7 +580,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             annotated = (concepts != IGNORE_INDEX).any(-1)
             if annotated.any():
                 parts = (states[annotated], concepts[annotated], weights[annotated])
-                loss = loss + self.config.known_loss_coef * annotation_loss(self.known_head, *parts)
+                loss = loss + self.config.known_loss_coef * annotation_loss(known_head, *parts)
         return loss
 
 

@@ -13,7 +13,7 @@ Steerling in Hugging Face transformers: `import steerling_hf` makes the Auto cla
 from .checkpoints import checkpoint, checkpoint_names
 from .exporting import export
 from .modeling.configuration_steerling import SteerlingConfig
-from .modeling.generation_steerling import SteerlingGenerationConfig
+from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
 from .registration import register
 from .tokenization.tokenization_steerling import SteerlingTokenizer

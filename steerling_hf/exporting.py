@@ -19,7 +19,7 @@ from .card import EVALUATION_FILE, default_repo_id, render_card
 from .checkpoints import checkpoint, checkpoint_names
 from .isolation import run_isolated
 from .modeling.configuration_steerling import SteerlingConfig
-from .modeling.generation_steerling import SteerlingGenerationConfig
+from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .registration import OLDER_MODEL_TYPE
 from .tokenization.tokenization_steerling import SteerlingTokenizer
 from .weights import check_shapes, find_weights, read_shapes

@@ -6,12 +6,9 @@ import math
 import pytest
 import torch
 from generation_model import BLOCK, BOS, EOS, FORBIDDEN, MASK, PAD, TURN, VOCABULARY, make_model, make_prompt
-from steerling_hf.modeling.generation_steerling import (
-    EntropyTemperatureLogitsWarper,
-    SteerlingGenerateOutput,
-    SteerlingGenerationConfig,
-    share_steps,
-)
+from steerling_hf.modeling.generation_config_steerling import SteerlingGenerationConfig
+from steerling_hf.modeling.generation_steerling import SteerlingGenerateOutput
+from steerling_hf.modeling.unmasking_steerling import EntropyTemperatureLogitsWarper, share_steps
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
@@ -101,6 +98,10 @@ def unguided_plain(model) -> torch.Tensor:
     return generate(model, make_prompt(11), max_new_tokens=16).sequences[0]
 
 
+def block_sizes(new_tokens: int) -> list[int]:
+    return [min(BLOCK, new_tokens - start) for start in range(0, new_tokens, BLOCK)]
+
+
 @pytest.mark.parametrize(
     ("new_tokens", "steps", "expected"),
     [
@@ -117,12 +118,12 @@ def unguided_plain(model) -> torch.Tensor:
     ],
 )
 def test_schedule(new_tokens, steps, expected):
-    assert share_steps(new_tokens, 8, steps) == expected
+    assert share_steps(block_sizes(new_tokens), steps) == expected
 
 
 def test_schedule_uses_all_steps_and_tokens():
     for new_tokens, steps in itertools.product(range(1, 40), repeat=2):
-        schedule = share_steps(new_tokens, 8, steps)
+        schedule = share_steps(block_sizes(new_tokens), steps)
         assert [sum(counts) for counts in schedule[:-1]] == [8] * (len(schedule) - 1)
         assert sum(map(sum, schedule)) == new_tokens
         assert sum(map(len, schedule)) == min(max(steps, len(schedule)), new_tokens)
@@ -133,9 +134,14 @@ def test_only_what_is_visible_is_computed_and_only_masked_rows_are_projected(mod
     windows, projected = [], []
     model.transformer.tok_emb.register_forward_hook(lambda _m, args, _o: windows.append(args[0].shape[1]))
     model.transformer.lm_head.register_forward_hook(lambda _m, args, _o: projected.append(args[0].numel() // 32))
-    model.generate(make_prompt(13), max_new_tokens=20, steps=10)
+    model.generate(make_prompt(13), max_new_tokens=20, steps=10, use_cache=False)
     assert windows == [24] * 4 + [32] * 4 + [33] * 2  # blocks end at 21, 29 and 33, on a grid of 8
     assert projected == [8, 6, 4, 2] * 2 + [4, 2]
+    windows.clear()
+    model.generate(make_prompt(13), max_new_tokens=20, steps=10)
+    assert windows[0] == 24  # the prompt's complete block rides along
+    assert max(windows[1:]) <= 24
+    assert windows[1:4] == [16] * 3
 
 
 # Rows

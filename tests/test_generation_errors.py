@@ -3,8 +3,9 @@
 import pytest
 import torch
 from generation_model import BLOCK, CONTEXT, MASK, PAD, VOCABULARY, make_model, make_prompt
-from steerling_hf.modeling.generation_steerling import SteerlingGenerationConfig
-from transformers import DynamicCache, GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
+from steerling_hf.modeling.cache_steerling import SteerlingCache
+from steerling_hf.modeling.generation_config_steerling import SteerlingGenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 
 @pytest.fixture
@@ -39,8 +40,20 @@ VALUES = [
     ("repetition_penalty", -1.0),
     ("guidance_scale", -1),
     ("guidance_scale", float("nan")),
-    ("max_new_tokens", 0),
+    ("max_new_tokens", -1),
     ("max_new_tokens", 2.5),
+    ("threshold", 0.0),
+    ("threshold", 1.5),
+    ("factor", 0),
+    ("entropy_bound", -0.1),
+    ("entropy_bound", "low"),
+    ("align_blocks", 1),
+    ("cache_implementation", "offloaded"),
+    ("cache_implementation", "paged"),
+    ("bad_words_ids", [3, 4]),
+    ("bad_words_ids", [[]]),
+    ("bad_words_ids", [[-1]]),
+    ("max_time", 0),
 ]
 
 INAPPLICABLE = [
@@ -50,7 +63,6 @@ INAPPLICABLE = [
     ("assistant_early_exit", 1),
     ("token_healing", True),
     ("no_repeat_ngram_size", 2),
-    ("bad_words_ids", [[3, 4]]),
     ("sequence_bias", [[[3], 1.0]]),
     ("forced_eos_token_id", 3),
     ("begin_suppress_tokens", [3]),
@@ -58,10 +70,6 @@ INAPPLICABLE = [
     ("encoder_repetition_penalty", 1.5),
     ("min_new_tokens", 3),
     ("min_length", 12),
-    ("max_time", 1.0),
-    ("stop_strings", ["."]),
-    ("cache_implementation", "static"),
-    ("output_scores", True),
     ("output_logits", True),
     ("output_attentions", True),
     ("output_hidden_states", True),
@@ -70,17 +78,19 @@ INAPPLICABLE = [
 ARGUMENTS = [
     ("assistant_model", torch.nn.Identity()),
     ("prefix_allowed_tokens_fn", lambda *_: [3]),
-    ("stopping_criteria", StoppingCriteriaList([MaxLengthCriteria(12)])),
     ("negative_prompt_ids", torch.zeros(1, 3, dtype=torch.long)),
     ("negative_prompt_attention_mask", torch.ones(1, 3, dtype=torch.long)),
     ("synced_gpus", True),
-    ("cache_implementation", "paged"),
     ("past_key_values", DynamicCache()),
     ("inputs_embeds", torch.zeros(1, 3, 32)),
     ("position_ids", torch.arange(9)[None]),
     ("labels", make_prompt(9)),
     ("output_concepts", True),
     ("max_new_token", 8),
+    ("stop_strings", ["."]),  # without a tokenizer
+    ("max_new_tokens", 0),  # nothing to fill in
+    ("suppress_tokens", [VOCABULARY]),
+    ("bad_words_ids", [[3, VOCABULARY]]),
 ]
 
 
@@ -126,8 +136,7 @@ PROMPTS = {
     "booleans": torch.ones(1, 3, dtype=torch.bool),
     "a negative id": -ones(1, 3),
     "an id beyond the vocabulary": VOCABULARY * ones(1, 3),
-    "the mask token": MASK * ones(1, 3),
-    "no room in the context": ones(1, CONTEXT),
+    "no room in the context": ones(1, CONTEXT + 1),
     "padding without attention_mask": torch.tensor([[PAD, 1, 2], [3, 1, 2]]),
 }
 
@@ -140,8 +149,8 @@ def test_prompts(model, prompt, keyword):
 
 
 MASKS = {
-    "left padding": torch.tensor([[0, 1, 1], [1, 1, 1]]),
-    "right padding": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    "a gap": torch.tensor([[1, 0, 1], [1, 1, 1]]),
+    "an empty row": torch.tensor([[0, 0, 0], [1, 1, 1]]),
     "a list": [[1, 1, 1], [1, 1, 1]],
     "another shape": ones(2, 4),
     "four dimensions": ones(2, 1, 3, 3),
@@ -177,3 +186,24 @@ def test_sampling_arguments(model):
     ):
         with pytest.raises(ValueError, match=name):
             model.generate(make_prompt(9, rows=2), max_new_tokens=BLOCK, **settings)
+
+
+def test_caches_that_do_not_fit(model):
+    config = model.config
+    filled, small = SteerlingCache(config), SteerlingCache(config, columns=16)
+    filled.start(3)
+    for cache, settings, match in (
+        (filled, {}, "3 rows"),
+        (small, {}, "fixed at 16 columns"),
+        (SteerlingCache(config), {"cache_implementation": "static"}, "cache_implementation"),
+        (SteerlingCache(make_model(n_layers=1).config), {}, "depth"),
+    ):
+        with pytest.raises(ValueError, match=f"past_key_values.*{match}"):
+            model.generate(make_prompt(9), past_key_values=cache, max_new_tokens=8, **settings)
+
+
+def test_a_prompt_that_fills_the_context_leaves_no_room(model):
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        model.generate(make_prompt(CONTEXT), max_new_tokens=1)
+    with pytest.raises(ValueError, match="max_length"):
+        model.generate(make_prompt(9), max_length=9)

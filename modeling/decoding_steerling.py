@@ -1,0 +1,162 @@
+"""The unmasking loop: step by step until every canvas is decided."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation import BaseStreamer
+
+from .canvas_steerling import Canvas, Rows
+from .unmasking_steerling import ForbiddenPhrases, TokenSampler
+from .windows_steerling import WindowEncoder
+
+
+@dataclass
+class Decisions:
+    """
+    How a step decides.
+
+    Args:
+        rule: Chooses positions from (n, V) logits.
+        sampler: Chooses tokens.
+        processor: Changes (n, V) logits, given the (n, T) canvases of the positions.
+        phrases: What must not be written, `None` for nothing.
+        guidance_scale: Weight of the prompt, `None` for a forward pass without guidance.
+        ends: (n,) tokens that end a row.
+        criteria: Stopping criteria, `None` for none.
+        max_time: Seconds after which all rows end.
+        log_probabilities: Whether to keep those of the decided tokens.
+    """
+
+    rule: Callable
+    sampler: TokenSampler
+    processor: Callable
+    phrases: ForbiddenPhrases | None = None
+    guidance_scale: float | None = None
+    ends: torch.Tensor | None = None
+    criteria: Callable | None = None
+    max_time: float | None = None
+    log_probabilities: bool = False
+
+
+def unmask(
+    compute_logits: Callable,
+    encoder: WindowEncoder,
+    canvases: Sequence[Canvas],
+    decisions: Decisions,
+    stream: "BlockStream",
+) -> None:
+    """
+    Decide all positions of the canvases, in place.
+
+    Args:
+        compute_logits: (n, V) logits of (n, D) last hidden states.
+        encoder: Forward passes of the canvases.
+        canvases: The rows.
+        decisions: How a step decides.
+        stream: Is shown the canvases after every step.
+    """
+    deadline = None if decisions.max_time is None else time.monotonic() + decisions.max_time
+    while live := [canvas for canvas in canvases if not canvas.finished]:
+        masked = [canvas.masked() for canvas in live]
+        logits = masked_logits(compute_logits, encoder, live, masked, decisions.guidance_scale)
+        logits = _process(decisions.processor, live, masked, logits)
+        for canvas, positions, scores in zip(live, masked, logits.split([len(rows) for rows in masked])):
+            _decide(canvas, positions, scores, decisions)
+            canvas.advance(decisions.ends, decisions.criteria)
+            if deadline is not None and time.monotonic() >= deadline:
+                canvas.finish(max(canvas.prompt, min(canvas.settled, canvas.length)))
+        stream.show(canvases)
+
+
+def masked_logits(
+    compute_logits: Callable,
+    encoder: WindowEncoder,
+    canvases: Sequence[Canvas],
+    masked: Sequence[torch.Tensor],
+    guidance_scale: float | None,
+) -> torch.Tensor:
+    """
+    (n, V) float32 logits at the masked positions of the canvases, one canvas after the other; no others are projected.
+
+    Guidance is the classifier-free one (Ho and Salimans 2022, arXiv:2207.12598) against the canvas whose prompt is
+    masked; the reference's `cfg_scale` is `guidance_scale - 1`.
+    """
+    hidden_states, rows, starts = encoder.encode(canvases)
+    device = hidden_states.device
+    row = torch.cat([torch.full_like(positions, number) for number, positions in zip(rows, masked)]).to(device)
+    column = torch.cat([positions - start for start, positions in zip(starts, masked)]).to(device)
+    if guidance_scale is None:
+        return compute_logits(hidden_states[row, column]).to(encoder.device, torch.float32)
+    row, column = torch.cat([row, row + 1]), column.repeat(2)
+    full, blind = compute_logits(hidden_states[row, column]).to(encoder.device, torch.float32).chunk(2)
+    return blind + guidance_scale * (full - blind)
+
+
+def _process(
+    processor: Callable, canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], logits: torch.Tensor
+) -> torch.Tensor:
+    """Run the processors; where rows are of unequal length, mask tokens follow on the shorter ones."""
+    rows = [canvas.tokens for canvas in canvases]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=canvases[0].mask)
+    counts = torch.tensor([len(positions) for positions in masked])
+    return processor(padded.to(logits.device).repeat_interleave(counts.to(logits.device), dim=0), logits)
+
+
+def _decide(canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, decisions: Decisions) -> None:
+    if decisions.phrases is not None:
+        decisions.phrases.forbid(canvas.tokens, positions, logits)
+    chosen = decisions.rule(logits, min(canvas.count(), len(positions)))
+    scores = logits[chosen]
+    tokens = decisions.sampler.draw(canvas.index, canvas.tokens.to(logits.device), scores)
+    positions = positions[chosen.cpu()]
+    if decisions.phrases is not None:
+        kept = decisions.phrases.compatible(canvas.tokens, positions, tokens.cpu())
+        positions, tokens, scores = positions[:kept], tokens[:kept], scores[:kept]
+    if decisions.log_probabilities:
+        drawn = scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)
+        canvas.log_probabilities[positions] = drawn.cpu()
+    canvas.decide(positions, tokens.cpu())
+
+
+class BlockStream:
+    """
+    Shows a streamer the prompts, then each block of new positions once it is complete in all rows, (rows, tokens), and
+    at every step the undecided block to a streamer of drafts (`put_draft`).
+
+    Args:
+        streamer: `None` shows nothing.
+        rows: The canvases as (rows, T) tokens.
+    """
+
+    def __init__(self, streamer: BaseStreamer | None, rows: Rows):
+        self.streamer: Any = streamer
+        self.rows = rows
+        self.shown: int | None = None  # new columns that have been put; None before the prompts
+
+    def show(self, canvases: Sequence[Canvas]) -> None:
+        """Put what has been completed since, and a draft of what has not."""
+        if self.streamer is None:
+            return
+        complete = min(_complete(canvas) for canvas in canvases)
+        if complete < 0:  # a prompt is being filled in
+            return
+        if self.shown is None:
+            self.streamer.put(self.rows.tokens(stop=0))
+            self.shown = 0
+        longest = max(canvas.length - canvas.prompt for canvas in canvases)
+        complete = min(complete, longest)
+        if complete > self.shown:
+            self.streamer.put(self.rows.tokens(self.shown, complete))
+            self.shown = complete
+        unfinished = [canvas for canvas in canvases if not canvas.finished]
+        if unfinished and hasattr(self.streamer, "put_draft"):
+            block = unfinished[0].blocks[0]
+            self.streamer.put_draft(self.rows.tokens(self.shown, block.stop - unfinished[0].prompt))
+
+
+def _complete(canvas: Canvas) -> int:
+    """New positions that are complete in a row; those behind its end are, and negative while its prompt is not."""
+    return len(canvas.tokens) - canvas.prompt if canvas.finished else canvas.blocks[0].start - canvas.prompt

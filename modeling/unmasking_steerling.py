@@ -1,0 +1,263 @@
+"""What a step of unmasking decides: which positions (rules of commitment), how many (the schedule), and with which tokens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+
+class UnmaskingRule(ABC):
+    """
+    Chooses the positions that a step decides. Any callable of the same signature will do in its place.
+
+    A rule of fixed pace decides what the schedule says. An adaptive one decides more where the model is sure, so that
+    fewer steps are needed; by itself it has a schedule of one position a step, and `steps` makes it decide faster.
+    """
+
+    adaptive = False
+
+    @abstractmethod
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """
+        Choose among a row's masked positions of the current block.
+
+        Args:
+            logits: (n, V) float32 logits of these positions, from left to right, after all processors but those that
+                only shape the sampling.
+            count: How many positions the schedule gives to this step, 1 to n.
+
+        Returns:
+            (k,) distinct indices into the n positions, 1 <= k <= n; tokens are drawn in this order.
+        """
+
+
+def confidence(logits: torch.Tensor) -> torch.Tensor:
+    """(n,) probability of the most probable token under (n, V) logits."""
+    return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp()
+
+
+class ConfidenceRule(UnmaskingRule):
+    """The positions whose best token is the most probable (Chang et al. 2022, arXiv:2202.04200), as scheduled."""
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` most confident positions."""
+        return confidence(logits).topk(count).indices
+
+
+class MarginRule(UnmaskingRule):
+    """The positions whose two best tokens differ most in probability (Kim et al. 2025, arXiv:2502.06768), as scheduled."""
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` positions of the largest margin."""
+        best = logits.topk(2, dim=-1).values.sub(logits.logsumexp(dim=-1, keepdim=True)).exp()
+        return (best[:, 0] - best[:, 1]).topk(count).indices
+
+
+class ThresholdRule(UnmaskingRule):
+    """
+    All positions whose best token has a probability of at least `threshold`: confidence-aware parallel decoding of
+    Fast-dLLM (Wu et al. 2025, arXiv:2505.22618).
+
+    Args:
+        threshold: A probability, above 0.
+    """
+
+    adaptive = True
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The positions above the threshold, and no fewer than the `count` most confident."""
+        sorted_confidence, order = confidence(logits).sort(descending=True)
+        return order[: max(count, int((sorted_confidence >= self.threshold).sum()))]
+
+
+class FactorRule(UnmaskingRule):
+    """
+    The k most confident positions, with the largest k for which `(k + 1) * (1 - c_k) < factor`, where c_k is the k-th
+    highest confidence: the more positions at once, the surer each must be (Fast-dLLM, arXiv:2505.22618, section 3.3).
+
+    Args:
+        factor: Above 0; larger is faster.
+    """
+
+    adaptive = True
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The k positions of the formula, and no fewer than the `count` most confident."""
+        sorted_confidence, order = confidence(logits).sort(descending=True)
+        rank = torch.arange(2, len(order) + 2, device=order.device)
+        # The condition may fail in between and hold again; the last rank at which it holds counts.
+        holds = (rank * (1 - sorted_confidence) < self.factor).nonzero()
+        return order[: max(count, int(holds[-1]) + 1 if len(holds) else 0)]
+
+
+class EntropyBoundRule(UnmaskingRule):
+    """
+    The k positions of least entropy, with the largest k for which `sum(H_1..H_k) - H_k <= entropy_bound`: what they can
+    tell about each other, at most, in nats (EB-Sampler, Ben-Hamu et al. 2025, arXiv:2505.24857, equation 7).
+
+    Args:
+        entropy_bound: In nats, 0 or more; larger is faster.
+    """
+
+    adaptive = True
+
+    def __init__(self, entropy_bound: float):
+        self.entropy_bound = entropy_bound
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The k positions of the formula, and no fewer than the `count` of least entropy."""
+        sorted_entropy, order = entropy(logits).sort()
+        # Of sorted entropies the last is the largest, and the sum without it never falls.
+        mutual = sorted_entropy.cumsum(0) - sorted_entropy
+        return order[: max(count, int((mutual <= self.entropy_bound).sum()))]
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """(n,) entropies in nats under (n, V) logits."""
+    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+
+
+# Name of a rule: its class, and the key of the generation configuration that it takes.
+UNMASKING_RULES: dict[str, tuple[type[UnmaskingRule], str | None]] = {
+    "confidence": (ConfidenceRule, None),
+    "margin": (MarginRule, None),
+    "threshold": (ThresholdRule, "threshold"),
+    "factor": (FactorRule, "factor"),
+    "entropy_bound": (EntropyBoundRule, "entropy_bound"),
+}
+
+
+def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """The rule that a generation configuration names, or the user's own."""
+    if callable(generation_config.unmasking):
+        return generation_config.unmasking
+    rule, key = UNMASKING_RULES[generation_config.unmasking]
+    return rule(getattr(generation_config, key)) if key else rule()
+
+
+def share_steps(sizes: Sequence[int], steps: int) -> list[list[int]]:
+    """
+    How many tokens each step decides, per generation block.
+
+    By the end of a block, its share of `steps` is spent, rounded down: `steps * (tokens so far) // (all tokens)`; but each
+    block has at least one step, and at most one a token. The steps of a block decide equal numbers of tokens, the first
+    ones one more each for the rest. Where all blocks are equal, and `steps` is a multiple of their number, that is the
+    reference's schedule.
+
+    Args:
+        sizes: Positions to decide in each block, 1 or more.
+        steps: Forward passes in all.
+    """
+    schedule = []
+    total, start = sum(sizes), 0
+    for size in sizes:
+        stop = start + size
+        share = steps * stop // total - steps * start // total
+        share = max(1, min(share, size))
+        each, left_over = divmod(size, share)
+        schedule.append([each + 1] * left_over + [each] * (share - left_over))
+        start = stop
+    return schedule
+
+
+class EntropyTemperatureLogitsWarper(LogitsProcessor):
+    """
+    Divides logits by a temperature that grows with the entropy H of each position's distribution p, as the reference
+    sampler of the released checkpoints does (package `steerling` 0.2.0):
+
+        T = 0.3 + 0.4 * min(1, H / ln K),  K = max(2, 1 + number of sorted cumulative probabilities <= top_p)
+
+    so that sure positions are drawn almost greedily. The nucleus itself is left to `TopPLogitsWarper`.
+
+    Args:
+        top_p: Mass of the nucleus whose size is K, 0..1.
+    """
+
+    def __init__(self, top_p: float):
+        self.top_p = top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, V) over their temperatures."""
+        probabilities = scores.softmax(dim=-1)
+        spread = torch.special.entr(probabilities).sum(dim=-1)
+        mass = probabilities.sort(dim=-1, descending=True).values.cumsum(dim=-1)
+        nucleus = (1 + (mass <= self.top_p).sum(dim=-1)).clamp(min=2)
+        temperature = 0.3 + 0.4 * (spread / nucleus.log()).clamp(max=1.0)
+        return scores / temperature[:, None]
+
+
+class TokenSampler:
+    """
+    Turns logits into tokens: the most probable ones, or draws from each row's own generator.
+
+    Args:
+        warpers: What shapes the distributions before a draw.
+        generators: One per row, or `None` for the most probable token.
+    """
+
+    def __init__(self, warpers: LogitsProcessorList, generators: list[torch.Generator] | None):
+        self.warpers = warpers
+        self.generators = generators
+
+    def draw(self, row: int, canvas: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """(k,) tokens of row number `row`, whose canvas is (T,), from their (k, V) logits."""
+        if self.generators is None:
+            return logits.argmax(dim=-1)
+        probabilities = self.warpers(canvas.expand(len(logits), -1), logits).softmax(dim=-1)
+        return torch.multinomial(probabilities, 1, generator=self.generators[row])[:, 0]
+
+
+class ForbiddenPhrases:
+    """
+    Keeps phrases of several tokens out of a text whose positions are decided in any order: the last of a phrase's
+    positions to be decided may not complete it.
+
+    Args:
+        phrases: Token ids of each phrase, two or more.
+    """
+
+    def __init__(self, phrases: Sequence[Sequence[int]]):
+        self.phrases = [torch.tensor(phrase) for phrase in phrases]
+
+    def forbid(self, tokens: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor) -> None:
+        """Rule out, in (n, V) logits of n positions, what would complete a phrase on the (T,) canvas."""
+        for phrase in self.phrases:
+            for place, token in enumerate(phrase):
+                starts = positions - place
+                columns = starts[:, None] + torch.arange(len(phrase))
+                inside = (starts >= 0) & (columns[:, -1] < len(tokens))
+                present = tokens[columns.clamp(0, len(tokens) - 1)] == phrase
+                present[:, place] = True
+                logits[(inside & present.all(dim=-1)).to(logits.device), token] = -torch.inf
+
+    def compatible(self, tokens: torch.Tensor, positions: torch.Tensor, drawn: torch.Tensor) -> int:
+        """How many of the tokens drawn for a step can be written before one completes a phrase together with others."""
+        tokens = tokens.clone()
+        for number, (position, token) in enumerate(zip(positions.tolist(), drawn.tolist())):
+            tokens[position] = token
+            longest = max(map(len, self.phrases))
+            around = tokens[max(0, position - longest + 1) : position + longest]
+            if number and any(
+                (around.unfold(0, len(p), 1) == p).all(-1).any() for p in self.phrases if len(p) <= len(around)
+            ):
+                return number
+        return len(positions)
+
+
+__all__ = [
+    "ConfidenceRule",
+    "EntropyBoundRule",
+    "EntropyTemperatureLogitsWarper",
+    "FactorRule",
+    "ForbiddenPhrases",
+    "MarginRule",
+    "ThresholdRule",
+    "UnmaskingRule",
+]
