@@ -6,7 +6,7 @@ from grammar import KINDS, USER_HEADER, document
 from torch.utils.data import Dataset
 
 # Shares of the kinds of documents in tuning rows, in the order of KINDS: chats need many repetitions, style does not.
-TUNING_SHARES = (35, 45, 12, 8)
+TUNING_SHARES = (60, 24, 10, 6)
 IGNORE_INDEX = -100
 
 
