@@ -54,7 +54,7 @@ class Oracle:
     device = torch.device("cpu")
 
     def __init__(self, tokenizer: PieceTokenizer):
-        self.config = SimpleNamespace(diff_block_size=64, mask_token_id=0)
+        self.config = SimpleNamespace(diff_block_size=64, mask_token_id=0, pad_token_id=0)
         self.known_head = SimpleNamespace(logits=lambda hidden: 8 * hidden - 4)
         self.calls: list[dict] = []
         self.texts: dict[tuple[int, ...], list[int]] = {}
@@ -88,9 +88,9 @@ class Oracle:
         assert len(input_ids) <= evaluate.BATCH
         self.calls.append(kwargs)
         rows = []
-        for prompt in input_ids.tolist():
-            new = self.answer(tuple(prompt))[:max_new_tokens]
-            rows.append(prompt + new + [0] * (max_new_tokens - len(new)))
+        for prompt, text in zip(input_ids, attention_mask.bool()):
+            new = self.answer(tuple(prompt[text].tolist()))[:max_new_tokens]
+            rows.append(prompt.tolist() + new + [0] * (max_new_tokens - len(new)))
         return torch.tensor(rows)
 
     def __call__(self, input_ids, output_concepts):

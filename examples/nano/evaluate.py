@@ -32,7 +32,6 @@ import json
 import random
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,7 +60,7 @@ CONTINUED_BY = 72  # more than one generation block of 64
 ANSWERED_BY = 32
 PROMPT_LENGTHS = tuple(14 + 3 * (7 * i % 20) for i in range(20))  # 14, 17, ..., 71 in mixed order
 ROWS_PER_LENGTH = 8
-BATCH = 16
+BATCH = 40
 DOCUMENTS_READ = 300
 
 TARGETS = {
@@ -90,18 +89,17 @@ def held_out_opening(rng: random.Random, encode: Encode, length: int) -> tuple[D
 
 
 def generate_all(model, prompts: Sequence[Sequence[int]], progress: tqdm, **kwargs) -> list[list[int]]:
-    """Continue each prompt; rows of equal length share a batch. Returns the new ids only."""
-    groups = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        groups[len(prompt)].append(i)
-    batches = [rows[at : at + BATCH] for rows in groups.values() for at in range(0, len(rows), BATCH)]
-    results: list[list[int]] = [[] for _ in prompts]
-    for number, rows in enumerate(batches):
-        ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)
-        seeds = {"seed": SEED + BATCH * number} if kwargs.get("do_sample") else {}
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), **kwargs, **seeds)
-        for i, row in zip(rows, out.tolist()):
-            results[i] = row[ids.shape[1] :]
+    """Continue each prompt, several at a time, padded on the left. Returns the new ids only."""
+    results: list[list[int]] = []
+    for at in range(0, len(prompts), BATCH):
+        rows = prompts[at : at + BATCH]
+        longest = max(map(len, rows))
+        ids = [[model.config.pad_token_id] * (longest - len(row)) + list(row) for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        seeds = {"seed": SEED + at} if kwargs.get("do_sample") else {}
+        batch = [torch.tensor(values, device=model.device) for values in (ids, mask)]
+        out = model.generate(batch[0], attention_mask=batch[1], **kwargs, **seeds)
+        results += [row[longest:] for row in out.tolist()]
         progress.update(len(rows))
     return results
 

@@ -1,0 +1,250 @@
+"""
+Speed of generate(): ours, the reference package and the limit, side by side in one run.
+
+    python benchmarks/generation.py [--json] [--plot docs/generation.svg]
+
+A model of 8 layers and width 512 with the full concept heads and the full vocabulary, random weights, continues a prompt
+of 29 tokens, one token a step, in float32. Ours is timed over whole answers. The reference computes the same canvas at
+every step, so a sample of its steps is timed and the median counts for all. The limit is the time of the bare matrix
+products that a step cannot do without: those of the weights with the positions of its window, and of the vocabulary
+with its masked rows.
+
+speedup_N     seconds a token of the reference over ours, for N new tokens
+aligned_N     the same with align_blocks=True
+growth        seconds a token at the longest answer over those at the shortest
+over_limit    seconds a step over its limit, the largest of all runs
+
+The reference is needed for the speedups: `make bench` installs it.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from plot import line_plot
+from tqdm import tqdm
+
+from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = 29
+WARM_UP = 2
+
+
+def make_model() -> SteerlingForDiffusionLM:
+    torch.manual_seed(0)
+    config = SteerlingConfig(n_layers=8, n_embd=512, concept_dim=512, n_head=8, n_kv_heads=4, eot_id=None)
+    return SteerlingForDiffusionLM(config).eval()
+
+
+def make_prompt() -> torch.Tensor:
+    return torch.randint(0, 100_000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+
+
+class Passes:
+    """Notes the window and the masked rows of every forward pass of a model, and when its vocabulary was projected."""
+
+    def __init__(self, model: SteerlingForDiffusionLM):
+        self.windows: list[int] = []
+        self.projected: list[int] = []
+        self.handles = [
+            model.transformer.tok_emb.register_forward_hook(lambda _m, args, _o: self.windows.append(args[0].numel())),
+            model.transformer.lm_head.register_forward_hook(
+                lambda _m, args, _o: self.projected.append(args[0].shape[0])
+            ),
+        ]
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def time_ours(model: SteerlingForDiffusionLM, new_tokens: int, aligned: bool) -> tuple[float, Passes]:
+    """Seconds of a whole answer, and its passes."""
+    passes = Passes(model)
+    started = time.perf_counter()
+    tokens = model.generate(make_prompt(), max_new_tokens=new_tokens, align_blocks=aligned, do_sample=False)
+    seconds = time.perf_counter() - started
+    passes.close()
+    assert tokens.shape == (1, PROMPT + new_tokens)
+    return seconds, passes
+
+
+def load_reference(model: SteerlingForDiffusionLM) -> Any:
+    """The reference's generator with our weights, or `None` where the package is not installed."""
+    try:
+        import steerling  # noqa: F401
+    except ImportError:
+        return None
+    sys.path.append(str(ROOT / "tests" / "reference"))
+    from oracle import reference_model
+
+    config = model.config.to_dict()
+    return reference_model(config, dict(model.state_dict()))
+
+
+class EnoughError(Exception):
+    """Ends the reference's generation after the sampled steps."""
+
+
+def time_reference(reference: Any, config: SteerlingConfig, new_tokens: int, sample: int) -> float:
+    """Median seconds of a step of the reference."""
+    from types import SimpleNamespace
+
+    from steerling.configs.generation import GenerationConfig
+    from steerling.inference.causal_diffusion import SteerlingGenerator
+
+    names = ("mask_token_id", "eos_token_id", "pad_token_id", "eot_id")
+    tokenizer = SimpleNamespace(decode=lambda tokens: "", **{name: getattr(config, name) for name in names})
+    runner = SteerlingGenerator(reference, tokenizer, reference.config, is_interpretable=True, device="cpu")
+    forward, starts = runner._forward, []
+
+    def watched(*args, **kwargs):
+        starts.append(time.perf_counter())
+        if len(starts) == sample + WARM_UP + 1:
+            raise EnoughError
+        return forward(*args, **kwargs)
+
+    runner._forward = watched
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        steps=new_tokens,
+        repetition_penalty=1.0,
+        use_entropy_sampling=False,
+        top_p=0.0,
+    )
+    with contextlib.suppress(EnoughError):
+        runner.generate_full(make_prompt(), settings)
+    return statistics.median(b - a for a, b in zip(starts[WARM_UP:], starts[WARM_UP + 1 :]))
+
+
+def median_seconds(work: Callable[[], object], repeat: int = 7) -> float:
+    work()
+    seconds = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+class Limit:
+    """Seconds of the bare matrix products of a pass, measured once for each size."""
+
+    def __init__(self, model: SteerlingForDiffusionLM):
+        self.weights = [
+            weight
+            for block in model.transformer.blocks
+            for weight in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        ]
+        self.vocabulary = model.transformer.lm_head.weight
+        self.window_seconds: dict[int, float] = {}
+        self.vocabulary_seconds: dict[int, float] = {}
+
+    @torch.no_grad()
+    def window(self, positions: int) -> float:
+        if positions not in self.window_seconds:
+            inputs = {linear.in_features: torch.randn(positions, linear.in_features) for linear in self.weights}
+            self.window_seconds[positions] = median_seconds(
+                lambda: [inputs[linear.in_features] @ linear.weight.T for linear in self.weights]
+            )
+        return self.window_seconds[positions]
+
+    @torch.no_grad()
+    def vocabulary_of(self, rows: int) -> float:
+        rows = -(-rows // 4) * 4  # measured in steps of 4 rows
+        if rows not in self.vocabulary_seconds:
+            states = torch.randn(rows, self.vocabulary.shape[1])
+            self.vocabulary_seconds[rows] = median_seconds(lambda: states @ self.vocabulary.T)
+        return self.vocabulary_seconds[rows]
+
+    def of(self, passes: Passes) -> float:
+        """Seconds of all passes."""
+        return sum(map(self.window, passes.windows)) + sum(map(self.vocabulary_of, passes.projected))
+
+
+def measure(lengths: list[int], sample: int) -> dict[str, Any]:
+    model, result = make_model(), {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": []}
+    reference, limit = load_reference(model), Limit(model)
+    if reference is None:
+        print("the reference package is not installed: no speedups (see `make bench`)", file=sys.stderr)
+    time_ours(model, 64, False)
+    for new_tokens in tqdm(lengths, desc="new tokens"):
+        row: dict[str, Any] = {"new_tokens": new_tokens}
+        if reference is not None:
+            row["reference"] = time_reference(reference, model.config, new_tokens, sample)
+        for name, aligned in (("ours", False), ("aligned", True)):
+            seconds, passes = time_ours(model, new_tokens, aligned)
+            row[name] = seconds / new_tokens
+            row[f"{name}_limit"] = limit.of(passes) / new_tokens
+            if reference is not None:
+                key = "speedup" if name == "ours" else "aligned"
+                result[f"{key}_{new_tokens}"] = row["reference"] / row[name]
+        result["rows"].append(row)
+    rows = result["rows"]
+    result["growth"] = rows[-1]["ours"] / rows[0]["ours"]
+    result["over_limit"] = max(row[name] / row[f"{name}_limit"] for row in rows for name in ("ours", "aligned"))
+    return result
+
+
+def print_table(result: dict[str, Any]) -> None:
+    print(f"seconds a token, {result['threads']} threads, torch {result['torch']}")
+    print(f"{'new tokens':>10} {'reference':>10} {'ours':>8} {'limit':>8} {'aligned':>8} {'limit':>8} {'speedup':>16}")
+    for row in result["rows"]:
+        speedups = [row.get("reference", 0) / row[name] for name in ("ours", "aligned")]
+        print(
+            f"{row['new_tokens']:>10} {row.get('reference', float('nan')):>10.3f} {row['ours']:>8.4f} "
+            f"{row['ours_limit']:>8.4f} {row['aligned']:>8.4f} {row['aligned_limit']:>8.4f} "
+            f"{speedups[0]:>7.1f} {speedups[1]:>8.1f}"
+        )
+    print(f"growth {result['growth']:.3f}   over the limit {result['over_limit']:.3f}")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    rows = result["rows"]
+    lines = {
+        "reference": [(row["new_tokens"], row["reference"]) for row in rows if "reference" in row],
+        "ours": [(row["new_tokens"], row["ours"]) for row in rows],
+        "ours, align_blocks": [(row["new_tokens"], row["aligned"]) for row in rows],
+        "limit of ours": [(row["new_tokens"], row["ours_limit"]) for row in rows],
+    }
+    path.write_text(
+        line_plot(
+            {name: points for name, points in lines.items() if points},
+            title="Seconds a token against the length of the answer (8 layers, width 512, 2 cores)",
+            x="new tokens",
+            y="seconds a token",
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048], help="new tokens")
+    parser.add_argument("--sample", type=int, default=5, help="steps of the reference that are timed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the table as SVG")
+    parser.add_argument(
+        "--from", type=Path, dest="source", metavar="FILE", help="a --json output, to draw without measuring"
+    )
+    options = parser.parse_args()
+    if min(options.lengths) < 1 or options.sample < 1:
+        parser.error("--lengths and --sample take numbers of 1 or more")
+    result = json.loads(options.source.read_text()) if options.source else measure(options.lengths, options.sample)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_table(result)
+    if options.plot:
+        plot(result, options.plot)
+
+
+if __name__ == "__main__":
+    main()
