@@ -6,7 +6,7 @@ a window of each row, from its first unfinished block on, over the columns that 
 row, whatever the other rows of the batch are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,6 +135,18 @@ class SteerlingCache(Cache):
         length = min(len(self.tokens[row]), len(tokens))
         differs = (self.tokens[row][:length] != tokens[:length]).nonzero()
         return int(differs[0]) if len(differs) else length
+
+    def pin(self, blocks: Iterable[torch.nn.Module]) -> None:
+        """Make room now, and tell compilers that keys and values stay where they are and are written in place."""
+        for layer, block in zip(self.layers, blocks):
+            attention = block.attn
+            weight = attention.c_attn.weight
+            if not layer.is_initialized and weight.device.type != "meta":
+                states = weight.new_empty(0, attention.kv_heads, 0, attention.head_dim)
+                layer.lazy_initialization(states, states)
+            if layer.is_initialized:
+                torch._dynamo.mark_static_address(layer.keys)
+                torch._dynamo.mark_static_address(layer.values)
 
     def seek(self, rows: int | torch.Tensor, columns: torch.Tensor, visible: int) -> None:
         """Say where the next forward pass writes and reads."""

@@ -176,7 +176,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         if cache is not None and cache.fixed:
             width = self.config.diff_block_size * (1 if generation_config.align_blocks else 2)
             if self._valid_auto_compile_criteria({"past_key_values": cache}, generation_config):
-                step = self.transformer.get_compiled_call(generation_config.compile_config)
+                step = self._compiled_backbone(generation_config.compile_config)
         encoder = WindowEncoder(
             self.transformer,
             self.config,
@@ -205,6 +205,13 @@ class SteerlingGenerationMixin(GenerationMixin):
             else None,
             past_key_values=cache,
         )
+
+    def _compiled_backbone(self, compile_config: Any) -> Callable:
+        """The backbone's compiled call, kept for further calls with the same options, as the library keeps the model's."""
+        options = (compile_config or self._default_compile_config()).to_dict()
+        if getattr(self, "_backbone_options", None) != options:
+            self._backbone_options, self._backbone_call = options, torch.compile(self.transformer.__call__, **options)
+        return self._backbone_call
 
     def _make_canvases(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: Any

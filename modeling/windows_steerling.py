@@ -34,7 +34,7 @@ class WindowEncoder:
 
     def __init__(
         self,
-        transformer: Callable,
+        transformer: Any,
         config: Any,
         canvases: Sequence[Canvas],
         *,
@@ -55,6 +55,8 @@ class WindowEncoder:
         self.order = list(canvases)
         if cache is not None:
             self._fill(cache, copies)
+            if width is not None:
+                cache.pin(transformer.blocks)
 
     def encode(self, live: Sequence[Canvas]) -> tuple[torch.Tensor, list[int], list[int]]:
         """

@@ -6,6 +6,7 @@ import pytest
 import torch
 from generation_model import BLOCK, MASK, PAD, make_model, make_prompt
 from steerling_hf.modeling.cache_steerling import SteerlingCache
+from transformers import CompileConfig
 
 LENGTHS = (1, 5, 8, 9, 16, 21, 30)
 WAYS = {"cached": {}, "uncached": {"use_cache": False}, "static": {"cache_implementation": "static"}}
@@ -249,3 +250,21 @@ def test_half_precision(model):
     ids, mask, _ = ragged((5, 21))
     for way in WAYS.values():
         assert model.generate(ids, attention_mask=mask, max_new_tokens=12, **way).shape == (2, 33)
+
+
+def test_a_compiled_step_is_compiled_once(model):
+    """Neither steps nor blocks nor prompts of other lengths change a shape."""
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=False)
+    config._compile_all_devices = True
+    settings = {"max_new_tokens": 27, "cache_implementation": "static", "compile_config": config}
+    expected = [model.generate(make_prompt(length), max_new_tokens=27, use_cache=False) for length in (5, 13, 9)]
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for length, tokens in zip((5, 13, 9), expected):
+        # The capacity is that of the whole text, so only equal sums of lengths share a compilation by themselves.
+        cache = SteerlingCache(model.config, columns=80)
+        given = {"compile_config": config, "max_new_tokens": 27, "past_key_values": cache}
+        assert torch.equal(model.generate(make_prompt(length), **given), tokens)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert torch.equal(model.generate(make_prompt(13), **settings), expected[1])
