@@ -12,6 +12,7 @@ Steerling in Hugging Face transformers: `import steerling_hf` makes the Auto cla
 
 from .checkpoints import checkpoint, checkpoint_names
 from .exporting import export
+from .modeling.cache_steerling import SteerlingCache
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DiffusionCollator",
+    "SteerlingCache",
     "SteerlingConfig",
     "SteerlingForDiffusionLM",
     "SteerlingGenerationConfig",

@@ -1,6 +1,7 @@
 """SteerlingGenerationConfig: where its values come from and how it is stored; and the library's tools around it."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -12,12 +13,20 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerFast,
+    TextDiffusionStreamer,
     TextIteratorStreamer,
     TextStreamer,
     pipeline,
 )
 
-OWN = {"steps": 6, "unmasking": "confidence", "entropy_temperature": True, "seed": 5}
+OWN = {
+    "steps": 6,
+    "unmasking": "threshold",
+    "threshold": 0.7,
+    "align_blocks": True,
+    "entropy_temperature": True,
+    "seed": 5,
+}
 
 
 @pytest.fixture
@@ -172,6 +181,38 @@ def test_text_streamers(model, tokenizer, capsys):
     thread.start()
     assert "".join(stream).split() == words[3:]
     thread.join()
+
+
+def test_drafts_are_printed_and_replaced(model, tokenizer, capsys):
+    inputs = tokenizer("w3 w14 w15", return_tensors="pt")
+    model.generate(**inputs, max_new_tokens=12, streamer=TextDiffusionStreamer(tokenizer))
+    out = capsys.readouterr().out
+    assert out.count("<mask>") > 12
+    # What is left when every draft has been wiped off the screen.
+    final = re.sub(r"\0337.*?\0338\033\[J", "", out, flags=re.DOTALL)
+    assert final.split() == tokenizer.convert_ids_to_tokens(model.generate(**inputs, max_new_tokens=12)[0])
+
+
+def test_stop_strings(model, tokenizer):
+    inputs = tokenizer(["w3 w14 w15", "w9"], return_tensors="pt", padding=True)
+    free = model.generate(**inputs, max_new_tokens=12)
+    stop = tokenizer.convert_ids_to_tokens(int(free[0, 7]))
+    stopped = model.generate(**inputs, max_new_tokens=12, stop_strings=[stop], tokenizer=tokenizer)
+    lengths = []
+    for row, text in zip(stopped[:, 3:].tolist(), free[:, 3:].tolist()):
+        ends = (end for end in range(1, 13) if stop in "".join(tokenizer.convert_ids_to_tokens(text[:end])))
+        lengths.append(next(ends, 12))
+        assert row == (text[: lengths[-1]] + [PAD] * 12)[: len(row)]
+    assert stopped.shape[1] == 3 + max(lengths)
+    assert min(lengths) < 12
+
+
+def test_fill_mask_agrees_with_filling_in(model, tokenizer):
+    fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+    inputs = tokenizer("w3 w14 <mask> w15 w9", return_tensors="pt")
+    filled = model.generate(**inputs, max_new_tokens=0)[0]
+    best = next(answer["token"] for answer in fill("w3 w14 <mask> w15 w9", top_k=9) if answer["token"] < PAD)
+    assert filled.tolist() == [3, 14, best, 15, 9]
 
 
 def test_continuous_batching_is_refused(model):
