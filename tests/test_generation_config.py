@@ -19,6 +19,8 @@ from transformers import (
     pipeline,
 )
 
+from steerling_hf import SteerlingTokenizer, checkpoint
+
 OWN = {
     "steps": 6,
     "unmasking": "threshold",
@@ -193,18 +195,24 @@ def test_drafts_are_printed_and_replaced(model, tokenizer, capsys):
     assert final.split() == tokenizer.convert_ids_to_tokens(model.generate(**inputs, max_new_tokens=12)[0])
 
 
-def test_stop_strings(model, tokenizer):
-    inputs = tokenizer(["w3 w14 w15", "w9"], return_tensors="pt", padding=True)
-    free = model.generate(**inputs, max_new_tokens=12)
-    stop = tokenizer.convert_ids_to_tokens(int(free[0, 7]))
-    stopped = model.generate(**inputs, max_new_tokens=12, stop_strings=[stop], tokenizer=tokenizer)
+def test_stop_strings():
+    tokenizer = SteerlingTokenizer.from_pretrained(checkpoint("steerling-nano"))
+    names = ("pad", "bos", "eos", "mask")
+    model = make_model(
+        vocab_size=len(tokenizer), **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    )
+    inputs = tokenizer(["The sailor", "A gardener in the rain"], return_tensors="pt", padding=True)
+    width = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 12, "repetition_penalty": 1.5}
+    free = model.generate(**inputs, **settings)[:, width:].tolist()
+    stop = tokenizer.decode(free[0][4:6])[1:]
+    stopped = model.generate(**inputs, **settings, stop_strings=[stop], tokenizer=tokenizer)[:, width:].tolist()
     lengths = []
-    for row, text in zip(stopped[:, 3:].tolist(), free[:, 3:].tolist()):
-        ends = (end for end in range(1, 13) if stop in "".join(tokenizer.convert_ids_to_tokens(text[:end])))
-        lengths.append(next(ends, 12))
-        assert row == (text[: lengths[-1]] + [PAD] * 12)[: len(row)]
-    assert stopped.shape[1] == 3 + max(lengths)
-    assert min(lengths) < 12
+    for row, text in zip(stopped, free):
+        lengths.append(next((end for end in range(1, 13) if stop in tokenizer.decode(text[:end])), 12))
+        assert row == (text[: lengths[-1]] + [tokenizer.pad_token_id] * 12)[: max(map(len, stopped))]
+    assert lengths[0] <= 6
+    assert len(stopped[0]) == max(lengths)
 
 
 def test_fill_mask_agrees_with_filling_in(model, tokenizer):
