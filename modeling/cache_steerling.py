@@ -8,6 +8,7 @@ row, whatever the other rows of the batch are.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -36,10 +37,13 @@ class SteerlingCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, (rows, key/value heads, columns, head size); the cache says where to write."""
 
     is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, cache: "SteerlingCache"):
         super().__init__()
         self.cache = cache
+        self.is_compileable = cache.fixed  # shapes never change
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make room for `cache.rows` rows; zeros, since what is invisible is still multiplied by zero."""
@@ -63,6 +67,7 @@ class SteerlingCacheLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         window = self.cache.window
         columns = window.columns.to(self.keys.device)
+        chosen: slice | torch.Tensor
         if isinstance(window.rows, int):
             numbers, chosen = torch.arange(window.rows, device=columns.device), slice(window.rows)
         else:
@@ -70,11 +75,6 @@ class SteerlingCacheLayer(CacheLayerMixin):
         self.keys[numbers[:, None], :, columns] = key_states.transpose(1, 2)
         self.values[numbers[:, None], :, columns] = value_states.transpose(1, 2)
         return self.keys[chosen, :, : window.visible], self.values[chosen, :, : window.visible]
-
-    @property
-    def is_compileable(self) -> bool:
-        """Whether shapes never change."""
-        return self.cache.fixed
 
     def get_seq_length(self) -> int:
         """Columns that are final in every row."""
@@ -108,10 +108,13 @@ class SteerlingCache(Cache):
         columns: Make room for so many positions at once and never grow; by default the cache grows as it is filled.
     """
 
+    # Of SteerlingCacheLayer; the base class allows no narrower list.
+    layers: list[Any]
+
     def __init__(self, config, columns: int | None = None):
-        super().__init__(layers=[SteerlingCacheLayer(self) for _ in range(config.n_layers)])
         self.fixed = columns is not None
         self.columns = columns or 0
+        super().__init__(layers=[SteerlingCacheLayer(self) for _ in range(config.n_layers)])
         # Token ids of the final columns of each row.
         self.tokens: list[torch.Tensor] = []
         self.window = Window(0, torch.empty(0, 0, dtype=torch.long), 0)
@@ -136,7 +139,7 @@ class SteerlingCache(Cache):
         differs = (self.tokens[row][:length] != tokens[:length]).nonzero()
         return int(differs[0]) if len(differs) else length
 
-    def pin(self, blocks: Iterable[torch.nn.Module]) -> None:
+    def pin(self, blocks: Iterable[Any]) -> None:
         """Make room now, and tell compilers that keys and values stay where they are and are written in place."""
         for layer, block in zip(self.layers, blocks):
             attention = block.attn
@@ -164,7 +167,7 @@ class SteerlingCache(Cache):
     def take(self, rows: Sequence[int]) -> None:
         """Keep the rows of these numbers, in this order, some perhaps more than once."""
         if list(rows) != list(range(self.rows)):
-            self.reorder_cache(torch.tensor(rows))
+            self.reorder_cache(torch.LongTensor(rows))
             self.tokens = [self.tokens[row] for row in rows]
 
 

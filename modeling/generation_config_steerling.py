@@ -1,7 +1,7 @@
 """Generation parameters: those of transformers that have a meaning in diffusion, and those of unmasking."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers import GenerationConfig
 
@@ -187,7 +187,7 @@ def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: Any, least: float, above: bool = False) -> bool:
+def _is_number(value: Any, least: float, above: bool = False) -> TypeGuard[float]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return number and (value > least if above else value >= least)
 

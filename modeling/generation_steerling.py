@@ -15,6 +15,7 @@ from transformers import (
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -58,8 +59,9 @@ class SteerlingGenerationMixin(GenerationMixin):
     """`generate` for a model that has `transformer`, `compute_logits` and a Steerling configuration."""
 
     config: Any
-    transformer: Callable
+    transformer: PreTrainedModel
     compute_logits: Callable
+    _default_compile_config: Callable
     generation_config_class: type[GenerationConfig] = SteerlingGenerationConfig
 
     @torch.no_grad()

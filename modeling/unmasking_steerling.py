@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 
 class UnmaskingRule(ABC):
@@ -125,7 +125,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 # Name of a rule: its class, and the key of the generation configuration that it takes.
-UNMASKING_RULES: dict[str, tuple[type[UnmaskingRule], str | None]] = {
+UNMASKING_RULES: dict[str, tuple[Callable[..., UnmaskingRule], str | None]] = {
     "confidence": (ConfidenceRule, None),
     "margin": (MarginRule, None),
     "threshold": (ThresholdRule, "threshold"),
@@ -202,7 +202,7 @@ class TokenSampler:
         generators: One per row, or `None` for the most probable token.
     """
 
-    def __init__(self, warpers: LogitsProcessorList, generators: list[torch.Generator] | None):
+    def __init__(self, warpers: Callable, generators: list[torch.Generator] | None):
         self.warpers = warpers
         self.generators = generators
 

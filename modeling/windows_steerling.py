@@ -70,8 +70,8 @@ class WindowEncoder:
             comes next) and the first position of its window.
         """
         if self.cache is not None:
-            self._commit(live, self.longest)
-            self._move_to_the_front(live)
+            self._commit(self.cache, live, self.longest)
+            self._move_to_the_front(self.cache, live)
         canvases = list(live) if self.width is None else self.order
         starts = [canvas.cached for canvas in canvases]
         stops = [start + 1 if canvas.finished else canvas.visible for canvas, start in zip(canvases, starts)]
@@ -80,7 +80,8 @@ class WindowEncoder:
         starts = [canvas.cached for canvas in live]
         if self.cache is not None:
             for canvas in live:
-                self._settle(canvas, canvas.final)
+                if canvas.final > canvas.cached:
+                    self._settle(self.cache, canvas, canvas.final)
         return hidden_states, [self.lanes * canvases.index(canvas) for canvas in live], starts
 
     def restore_order(self, canvases: Sequence[Canvas]) -> None:
@@ -98,8 +99,8 @@ class WindowEncoder:
         cache.start(len(self.order) * self.lanes)
         for row, canvas in enumerate(self.order):
             agreed = min(cache.agreement(row * self.lanes + i, ids) for i, ids in enumerate(self._ids(canvas)))
-            self._settle(canvas, min(agreed, canvas.final) // self.grid * self.grid)
-        self._commit(self.order, self.longest if copies == 1 else 0)
+            self._settle(cache, canvas, min(agreed, canvas.final) // self.grid * self.grid)
+        self._commit(cache, self.order, self.longest if copies == 1 else 0)
         if copies > 1:
             leaders = [leader for leader in self.order for _ in range(copies)]
             cache.take(self._rows(leaders))
@@ -107,7 +108,7 @@ class WindowEncoder:
                 canvas.cached = leader.cached
         self.order = canvases
 
-    def _commit(self, canvases: Sequence[Canvas], longest: int) -> None:
+    def _commit(self, cache: SteerlingCache, canvases: Sequence[Canvas], longest: int) -> None:
         """Passes for nothing but the keys and values of decided blocks, for windows that would get too long with them."""
         while waiting := [c for c in canvases if c.final > c.cached and c.visible - c.cached > longest]:
             # No longer than the shortest need, so that no row is padded.
@@ -115,7 +116,7 @@ class WindowEncoder:
             stops = [canvas.cached + width for canvas in waiting]
             self._forward(waiting, torch.tensor(self._rows(waiting)), width, stops, self.transformer)
             for canvas, stop in zip(waiting, stops):
-                self._settle(canvas, stop)
+                self._settle(cache, canvas, stop)
 
     def _forward(
         self, canvases: Sequence[Canvas], rows: int | torch.Tensor, width: int, stops: list[int], compute: Callable
@@ -170,16 +171,16 @@ class WindowEncoder:
         missing = stop - start - len(tokens)
         return [torch.nn.functional.pad(row, (0, missing), value=canvas.mask) for row in lanes]
 
-    def _settle(self, canvas: Canvas, columns: int) -> None:
+    def _settle(self, cache: SteerlingCache, canvas: Canvas, columns: int) -> None:
         canvas.cached = columns
         for row, ids in zip(self._rows([canvas]), self._ids(canvas, 0, columns)):
-            self.cache.settle(row, ids)
+            cache.settle(row, ids)
 
-    def _move_to_the_front(self, live: Sequence[Canvas]) -> None:
+    def _move_to_the_front(self, cache: SteerlingCache, live: Sequence[Canvas]) -> None:
         """Unless all rows take part anyway, those of finished canvases go behind the others."""
         if self.width is None and self.order[: len(live)] != list(live):
             order = [*live, *(canvas for canvas in self.order if canvas not in live)]
-            self.cache.take(self._rows(order))
+            cache.take(self._rows(order))
             self.order = order
 
     def _rows(self, canvases: Sequence[Canvas]) -> list[int]:
