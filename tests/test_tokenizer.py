@@ -210,6 +210,7 @@ def test_the_arguments_give_the_same_tokenizers_as_the_folders(name, tokenizer):
     assert made.get_vocab() == tokenizer.get_vocab()
     assert made.added_tokens_decoder == tokenizer.added_tokens_decoder
     assert made.special_tokens_map == tokenizer.special_tokens_map
+    assert made.padding_side == tokenizer.padding_side == "left"
 
 
 def test_special_token_ids_are_those_of_the_configuration(name, tokenizer):

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tiktoken
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer, PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ def _read_vocabulary_file(vocab_file: str | os.PathLike[str] | None) -> bytes:
 class _TracedEncoding(BatchEncoding):
     """A BatchEncoding that finds the token of a character, which the base class can do for Rust tokenizers only."""
 
-    def char_to_token(
+    def char_to_token(  # type: ignore[override]  # the base class returns None as well, but does not say so
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
         """Index of the first token that covers a character, or None. Called as the method of BatchEncoding is."""
@@ -253,14 +253,14 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         added = self._added_tokens_decoder.values()
         self._added_tokens_look_around = any(token.lstrip or token.rstrip or token.single_word for token in added)
 
-    def add_special_tokens(self, special_tokens_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> int:
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
         """As in the base class, which would note a name as special before `_add_tokens` refuses it."""
         for tokens in special_tokens_dict.values():
             for token in tokens if isinstance(tokens, (list, tuple)) else [tokens]:
                 self._check_name(str(token))
         return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
 
-    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
         for token in new_tokens:
             self._check_name(str(token))
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
@@ -329,7 +329,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         if split_special_tokens or not self._added_tokens_pattern.search(text):
             return encode(text)
         if self._added_tokens_look_around:  # rare, and the base class knows their rules
-            return self.convert_tokens_to_ids(self.tokenize(text))
+            return [self._convert_token_to_id_with_added_voc(token) for token in self.tokenize(text)]
         ids: list[int] = []
         for i, piece in enumerate(self._added_tokens_pattern.split(text)):  # text, token, text, token, ..., text
             ids += encode(piece) if i % 2 == 0 else [self._added_tokens_encoder[piece]]
@@ -341,7 +341,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             return self._vocabulary.encoding.encode_ordinary_batch(list(texts))
         return [self._text_to_ids(text, split_special_tokens) for text in texts]
 
-    def _encode_plus(
+    def _encode_plus(  # type: ignore[override]  # the base classes differ too; it is called by keyword
         self,
         text: Any,
         text_pair: Any = None,
@@ -466,7 +466,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         kept = length - (self.num_special_tokens_to_add() if add_special_tokens else 0)
         offsets = offsets[len(offsets) - kept :] if self.truncation_side == "left" else offsets[:kept]
         if add_special_tokens:  # ids that the base class puts around, if it was told to
-            row = self.build_inputs_with_special_tokens(offsets)
+            row: list[Any] = self.build_inputs_with_special_tokens(cast(list, offsets))
             offsets = [entry if isinstance(entry, tuple) else (0, 0) for entry in row]
         padding = [(0, 0)] * (padded - length)
         return padding + offsets if padding_side == "left" else offsets + padding
@@ -557,6 +557,11 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         continue_final_message: bool | str = False,
         tokenize: bool = True,
         sanitize_control_tokens: bool = False,
+        padding: Any = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        return_dict: bool = True,
         return_assistant_tokens_mask: bool = False,
         tokenizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -589,7 +594,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         offsets_wanted = tokenizer_kwargs.get("return_offsets_mapping", False)
         if return_assistant_tokens_mask and not sanitize_control_tokens:
             tokenizer_kwargs["return_offsets_mapping"] = True  # the base class goes from characters to tokens
-        result = super().apply_chat_template(
+        result: Any = super().apply_chat_template(
             conversation,
             tools=tools,
             documents=documents,
@@ -597,6 +602,11 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tokenize=tokenize,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            return_dict=return_dict,
             return_assistant_tokens_mask=return_assistant_tokens_mask,
             tokenizer_kwargs=tokenizer_kwargs,
             **kwargs,
