@@ -43,7 +43,7 @@ class SteerlingCacheLayer(CacheLayerMixin):
     def __init__(self, cache: "SteerlingCache"):
         super().__init__()
         self.cache = cache
-        self.is_compileable = cache.fixed  # shapes never change
+        self.is_compileable = cache.fixed
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make room for `cache.rows` rows; zeros, since what is invisible is still multiplied by zero."""
@@ -66,6 +66,11 @@ class SteerlingCacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         window = self.cache.window
+        if window is None:
+            raise ValueError(
+                "`past_key_values` is a SteerlingCache, which only generate() fills, since rows have columns of their own: "
+                "pass a DynamicCache to forward()."
+            )
         columns = window.columns.to(self.keys.device)
         chosen: slice | torch.Tensor
         if isinstance(window.rows, int):
@@ -86,7 +91,8 @@ class SteerlingCacheLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Visible columns, and the first of them."""
-        return self.cache.window.visible, 0
+        window = self.cache.window
+        return (self.cache.get_seq_length() + query_length if window is None else window.visible), 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take the rows of these numbers, some perhaps more than once."""
@@ -100,8 +106,8 @@ class SteerlingCache(Cache):
     Keys and values of finished attention blocks, and the tokens that they belong to.
 
     `generate` makes one by itself and returns it as `past_key_values`. Given again with a longer prompt, as in the turns
-    of a chat, it spares the computation of the blocks that agree with that prompt; what differs is computed anew, so a
-    cache of another text is slow at worst.
+    of a chat, it spares the computation of the blocks that agree with that prompt; what differs is computed anew. It
+    knows its tokens but not the weights and hooks that it was made with: after changing those, start with a new one.
 
     Args:
         config: The model's configuration.
@@ -117,7 +123,7 @@ class SteerlingCache(Cache):
         super().__init__(layers=[SteerlingCacheLayer(self) for _ in range(config.n_layers)])
         # Token ids of the final columns of each row.
         self.tokens: list[torch.Tensor] = []
-        self.window = Window(0, torch.empty(0, 0, dtype=torch.long), 0)
+        self.window: Window | None = None
 
     @property
     def rows(self) -> int:
@@ -139,28 +145,26 @@ class SteerlingCache(Cache):
         differs = (self.tokens[row][:length] != tokens[:length]).nonzero()
         return int(differs[0]) if len(differs) else length
 
-    def pin(self, blocks: Iterable[Any]) -> None:
+    def pin(self, blocks: Iterable[Any], dtype: torch.dtype) -> None:
         """Make room now, and tell compilers that keys and values stay where they are and are written in place."""
         for layer, block in zip(self.layers, blocks):
-            attention = block.attn
-            weight = attention.c_attn.weight
-            if not layer.is_initialized and weight.device.type != "meta":
-                states = weight.new_empty(0, attention.kv_heads, 0, attention.head_dim)
+            attention, device = block.attn, block.attn.c_attn.weight.device
+            if not layer.is_initialized and device.type != "meta":
+                states = torch.empty(0, attention.kv_heads, 0, attention.head_dim, dtype=dtype, device=device)
                 layer.lazy_initialization(states, states)
             if layer.is_initialized:
                 torch._dynamo.mark_static_address(layer.keys)
                 torch._dynamo.mark_static_address(layer.values)
 
-    def seek(self, rows: int | torch.Tensor, columns: torch.Tensor, visible: int) -> None:
-        """Say where the next forward pass writes and reads."""
-        needed = int(columns.max()) + 1 if not self.fixed else self.columns
+    def seek(self, rows: int | torch.Tensor, columns: torch.Tensor, visible: int, needed: int) -> None:
+        """Say where the next forward pass writes and reads, and how many columns that needs."""
         if needed > self.columns:
             self.columns = -(-needed // GROWTH) * GROWTH
             for layer in self.layers:
                 layer.grow(self.columns)
         self.window = Window(rows, columns, visible)
 
-    def settle(self, row: int, tokens: torch.Tensor) -> None:
+    def note_final(self, row: int, tokens: torch.Tensor) -> None:
         """Note that the columns of (T,) token ids are final in a row, and no others are."""
         self.tokens[row] = tokens
 
@@ -168,7 +172,19 @@ class SteerlingCache(Cache):
         """Keep the rows of these numbers, in this order, some perhaps more than once."""
         if list(rows) != list(range(self.rows)):
             self.reorder_cache(torch.LongTensor(rows))
-            self.tokens = [self.tokens[row] for row in rows]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """`take`, as the library calls it."""
+        super().reorder_cache(beam_idx)
+        self.tokens = [self.tokens[row] for row in beam_idx.tolist()]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.tokens, self.window = [], None
+        self.columns = self.columns if self.fixed else 0
+        for layer in self.layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
 
 
 __all__ = ["SteerlingCache", "SteerlingCacheLayer"]

@@ -36,7 +36,7 @@ class Canvas:
         prompt: (P,) token ids without padding.
         new_tokens: Positions to add.
         grid: Positions of an attention block.
-        mask: The mask token.
+        mask_token: What undecided positions hold.
         steps: Forward passes in all; by default one for each position.
         aligned: Whether generation blocks lie on the attention grid.
     """
@@ -48,13 +48,13 @@ class Canvas:
         new_tokens: int,
         *,
         grid: int,
-        mask: int,
+        mask_token: int,
         steps: int | None = None,
         aligned: bool = False,
     ):
-        self.index, self.prompt, self.grid, self.mask = index, len(prompt), grid, mask
-        self.tokens = torch.cat([prompt, prompt.new_full((new_tokens,), mask)])
-        self.undecided = self.tokens == mask
+        self.index, self.prompt, self.grid, self.mask_token = index, len(prompt), grid, mask_token
+        self.tokens = torch.cat([prompt, prompt.new_full((new_tokens,), mask_token)])
+        self.undecided = self.tokens == mask_token
         self.given = ~self.undecided
         self.step_map = torch.full_like(self.tokens, -1)
         self.log_probabilities = torch.zeros(len(self.tokens))
@@ -87,7 +87,7 @@ class Canvas:
     @property
     def final(self) -> int:
         """Number of first positions in attention blocks that are decided altogether."""
-        return self.settled // self.grid * self.grid
+        return self.decided // self.grid * self.grid
 
     @property
     def visible(self) -> int:
@@ -126,7 +126,7 @@ class Canvas:
         end = self._end_token(ends)
         self.undecided[end:] = False
         if criteria is not None:
-            for length in range(self._judged + 1, min(self.settled, end) + 1):
+            for length in range(self._judged + 1, min(self.decided, end) + 1):
                 self._judged = length
                 if bool(criteria(self.tokens[None, :length], None).all()):
                     self.finish(length)
@@ -141,7 +141,7 @@ class Canvas:
         self.blocks, self.length = [], length
 
     @property
-    def settled(self) -> int:
+    def decided(self) -> int:
         """Number of first positions before the first undecided one."""
         undecided = self.undecided.nonzero()
         return int(undecided[0]) if len(undecided) else len(self.tokens)
@@ -191,3 +191,6 @@ class Rows:
             first, last = self.width - canvas.prompt, min(canvas.length, canvas.prompt + stop)
             row[first : first + last] = own[:last]
         return result[:, self.width + start :]
+
+
+__all__ = ["Block", "Canvas", "Rows"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 from transformers.generation import BaseStreamer
 
 from .canvas_steerling import Canvas, Rows
@@ -21,23 +22,25 @@ class Decisions:
     Args:
         rule: Chooses positions from (n, V) logits.
         sampler: Chooses tokens.
-        processor: Changes (n, V) logits, given the (n, T) canvases of the positions.
+        processors: Change (n, V) logits in turn, given the (n, T) canvases of the positions.
+        forbidden: (n,) tokens that are never written.
         phrases: What must not be written, `None` for nothing.
         guidance_scale: Weight of the prompt, `None` for a forward pass without guidance.
         ends: (n,) tokens that end a row.
         criteria: Stopping criteria, `None` for none.
-        max_time: Seconds after which all rows end.
+        deadline: Time of `time.monotonic` at which all rows end, with what is decided from left to right.
         log_probabilities: Whether to keep those of the decided tokens.
     """
 
     rule: Callable
     sampler: TokenSampler
-    processor: Callable
+    processors: LogitsProcessorList
+    forbidden: torch.Tensor
     phrases: ForbiddenPhrases | None = None
     guidance_scale: float | None = None
     ends: torch.Tensor | None = None
     criteria: Callable | None = None
-    max_time: float | None = None
+    deadline: float | None = None
     log_probabilities: bool = False
 
 
@@ -58,16 +61,17 @@ def unmask(
         decisions: How a step decides.
         stream: Is shown the canvases after every step.
     """
-    deadline = None if decisions.max_time is None else time.monotonic() + decisions.max_time
+    stream.show(canvases)
+    encoder.fill()
     while live := [canvas for canvas in canvases if not canvas.finished]:
         masked = [canvas.masked() for canvas in live]
         logits = masked_logits(compute_logits, encoder, live, masked, decisions.guidance_scale)
-        logits = _process(decisions.processor, live, masked, logits)
+        logits = _process(decisions, live, masked, logits)
         for canvas, positions, scores in zip(live, masked, logits.split([len(rows) for rows in masked])):
             _decide(canvas, positions, scores, decisions)
             canvas.advance(decisions.ends, decisions.criteria)
-            if deadline is not None and time.monotonic() >= deadline:
-                canvas.finish(max(canvas.prompt, min(canvas.settled, canvas.length)))
+            if decisions.deadline is not None and time.monotonic() >= decisions.deadline:
+                canvas.finish(max(canvas.prompt, min(canvas.decided, canvas.length)))
         stream.show(canvases)
 
 
@@ -96,21 +100,37 @@ def masked_logits(
 
 
 def _process(
-    processor: Callable, canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], logits: torch.Tensor
+    decisions: Decisions, canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], logits: torch.Tensor
 ) -> torch.Tensor:
-    """Run the processors; where rows are of unequal length, mask tokens follow on the shorter ones."""
+    """Run the processors, and rule out what is never written."""
+    if decisions.processors:
+        logits = decisions.processors(_canvases_of(canvases, masked, logits.device), logits)
+    # In place: logits are large, and nobody needs them as they were.
+    logits.index_fill_(-1, decisions.forbidden, -torch.inf)
+    if decisions.ends is not None:  # which would end nothing inside a prompt
+        inside = torch.cat([positions < canvas.prompt for canvas, positions in zip(canvases, masked)]).nonzero()
+        logits[inside.to(logits.device), decisions.ends.to(logits.device)] = -torch.inf
+    return logits
+
+
+def _canvases_of(canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """(n, T) canvas of each of n masked positions; mask tokens follow on the shorter ones."""
     rows = [canvas.tokens for canvas in canvases]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=canvases[0].mask)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=canvases[0].mask_token)
     counts = torch.tensor([len(positions) for positions in masked])
-    return processor(padded.to(logits.device).repeat_interleave(counts.to(logits.device), dim=0), logits)
+    return padded.to(device).repeat_interleave(counts.to(device), dim=0)
 
 
 def _decide(canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, decisions: Decisions) -> None:
     if decisions.phrases is not None:
         decisions.phrases.forbid(canvas.tokens, positions, logits)
     chosen = decisions.rule(logits, min(canvas.count(), len(positions)))
+    if chosen.dtype != torch.long or chosen.dim() != 1 or not 0 < len(chosen.unique()) == len(chosen):
+        raise ValueError(
+            f"`unmasking` chose {chosen!r} of {len(positions)} positions: a rule returns one or more distinct indices."
+        )
     scores = logits[chosen]
-    tokens = decisions.sampler.draw(canvas.index, canvas.tokens.to(logits.device), scores)
+    tokens = decisions.sampler.draw(canvas.index, canvas.tokens, scores)
     positions = positions[chosen.cpu()]
     if decisions.phrases is not None:
         kept = decisions.phrases.compatible(canvas.tokens, positions, tokens.cpu())
@@ -160,3 +180,6 @@ class BlockStream:
 def _complete(canvas: Canvas) -> int:
     """New positions that are complete in a row; those behind its end are, and negative while its prompt is not."""
     return len(canvas.tokens) - canvas.prompt if canvas.finished else canvas.blocks[0].start - canvas.prompt
+
+
+__all__ = ["BlockStream", "Decisions", "masked_logits", "unmask"]

@@ -46,6 +46,9 @@ INAPPLICABLE: dict[str, tuple[Any, str]] = {
     "begin_suppress_tokens": (None, LEFT_TO_RIGHT),
     "sequence_bias": (None, LEFT_TO_RIGHT),
     "watermarking_config": (None, LEFT_TO_RIGHT),
+    "prefill_chunk_size": (None, "long prompts are computed in pieces by themselves"),
+    "cache_config": (None, "the block cache takes `cache_implementation` only"),
+    "assistant_tokenizer": (None, ONE_CANVAS),
     "min_length": (0, ROW_ENDS),
     "min_new_tokens": (0, ROW_ENDS),
     "negative_prompt_ids": (None, GUIDANCE),
@@ -135,8 +138,19 @@ class SteerlingGenerationConfig(GenerationConfig):
         return cls(eos_token_id=values.get("eot_id"), **{key: values.get(key) for key in keys})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What differs from the defaults; custom keys that are unset stay out."""
-        return {key: value for key, value in super().to_diff_dict().items() if value is not None}
+        """What differs from the defaults; custom keys that are unset stay out, and a rule of the user's own is named."""
+        different = {key: value for key, value in super().to_diff_dict().items() if value is not None}
+        if callable(self.unmasking):
+            different["unmasking"] = getattr(self.unmasking, "__name__", type(self.unmasking).__name__)
+        return different
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in the library; a rule of the user's own cannot be stored."""
+        if callable(self.unmasking):
+            raise ValueError(
+                f"`unmasking` is {self.unmasking!r}, which no file can hold: pass it to generate() instead."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise a `ValueError` for the first value that cannot be used; warn or raise (strict) as the library does."""

@@ -4,7 +4,7 @@
 # mypy: disable-error-code="misc, override"
 
 import copy
-import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,17 @@ import torch
 from transformers import (
     GenerationConfig,
     GenerationMixin,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
+    TextStreamer,
 )
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
-from .cache_steerling import SteerlingCache
+from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
@@ -109,7 +109,8 @@ class SteerlingGenerationMixin(GenerationMixin):
             streamer: Receives the prompts, then each block as it is complete, both of shape (rows, tokens); one that
                 has `put_draft` also receives the undecided block after each step.
             tokenizer: Needed for `stop_strings`.
-            custom_generate: A decoding method in place of this one, as in transformers.
+            custom_generate: A decoding method in place of this one, as in transformers. It is called with what this one
+                would be: the user's own stopping criteria only, and no processors that only shape the sampling.
             kwargs: `attention_mask`, 0 for padding on either side (rows come back padded on the left);
                 `past_key_values`, a `SteerlingCache`; and parameters of `SteerlingGenerationConfig`. `guidance_scale`
                 compares with the prompt masked: `logits = masked + guidance_scale * (full - masked)`.
@@ -131,8 +132,12 @@ class SteerlingGenerationMixin(GenerationMixin):
             refuse_inapplicable(kwargs)
             if kwargs.get("cache_implementation") is not None:  # the library serves "paged" before it validates
                 SteerlingGenerationConfig(cache_implementation=kwargs["cache_implementation"])
-            # The library does not hand these on to a decoding method that is a callable.
-            decode = functools.partial(SteerlingGenerationMixin._unmask, streamer=streamer, text_tokenizer=tokenizer)
+            started = time.monotonic()
+
+            # The library hands neither streamer nor tokenizer on to a decoding method that is a callable.
+            def decode(model, *args, **prepared):
+                return model._unmask(*args, **prepared, streamer=streamer, tokenizer=tokenizer, started=started)
+
             output = super().generate(inputs, custom_generate=decode, **arguments)
             return output
         finally:
@@ -146,30 +151,34 @@ class SteerlingGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
         streamer: BaseStreamer | None = None,
-        text_tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        started: float = 0.0,
         **model_kwargs,
     ) -> SteerlingGenerateOutput | torch.Tensor:
         """The decoding method; the steps are those of `generate`'s docstring."""
         device, cache = input_ids.device, model_kwargs.get("past_key_values")
+        if isinstance(streamer, TextStreamer) and len(input_ids) > 1:
+            raise ValueError(f"`streamer` is a {type(streamer).__name__}, which shows one row, not {len(input_ids)}.")
         ends = generation_config._eos_token_tensor
         guidance_scale = None if generation_config.guidance_scale == 1 else generation_config.guidance_scale
         if generation_config.stop_strings is not None:
-            if text_tokenizer is None:
+            if tokenizer is None:
                 raise ValueError("`stop_strings` need the tokenizer: pass `tokenizer=tokenizer` to generate().")
             stopping_criteria = StoppingCriteriaList(
-                [*stopping_criteria, StopStringCriteria(text_tokenizer, generation_config.stop_strings)]
+                [*stopping_criteria, StopStringCriteria(tokenizer, generation_config.stop_strings)]
             )
         # 1.
         canvases = self._make_canvases(input_ids, model_kwargs.get("attention_mask"), generation_config)
         decisions = Decisions(
             rule=make_rule(generation_config),
             sampler=self._make_sampler(generation_config, len(canvases), device),
-            processor=logits_processor,
+            processors=logits_processor,
+            forbidden=torch.tensor(self._forbidden_tokens(generation_config), device=device),
             phrases=self._forbidden_phrases(generation_config),
             guidance_scale=guidance_scale,
             ends=None if ends is None else ends.cpu(),
             criteria=stopping_criteria or None,
-            max_time=generation_config.max_time,
+            deadline=None if generation_config.max_time is None else started + generation_config.max_time,
             log_probabilities=bool(generation_config.output_scores),
         )
         rows = Rows(input_ids, canvases, self._filler(generation_config))
@@ -192,12 +201,12 @@ class SteerlingGenerationMixin(GenerationMixin):
         )
         # 3.
         unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
+        encoder.restore_order(canvases)
         # 4.
         if not generation_config.return_dict_in_generate:
             return rows.tokens().to(device)
-        encoder.restore_order(canvases)
         decided = [int((canvas.step_map[: canvas.length] >= 0).sum()) for canvas in canvases]
-        forwards = [canvas.forwards for canvas in canvases]
+        forwards = [max(canvas.forwards, 1) for canvas in canvases]
         return SteerlingGenerateOutput(
             sequences=rows.tokens().to(device),
             step_map=rows.gather([canvas.step_map for canvas in canvases], -1).to(device),
@@ -211,9 +220,15 @@ class SteerlingGenerationMixin(GenerationMixin):
     def _compiled_backbone(self, compile_config: Any) -> Callable:
         """The backbone's compiled call, kept for further calls with the same options, as the library keeps the model's."""
         options = (compile_config or self._default_compile_config()).to_dict()
-        if getattr(self, "_backbone_options", None) != options:
-            self._backbone_options, self._backbone_call = options, torch.compile(self.transformer.__call__, **options)
-        return self._backbone_call
+        made_for = (id(self.transformer), options)
+        if getattr(self, "_compiled_for", None) != made_for:
+            self._compiled_for, self._compiled_step = made_for, torch.compile(self.transformer.__call__, **options)
+        return self._compiled_step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without what was compiled for this very model."""
+        state = super().__getstate__()
+        return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_step")}
 
     def _make_canvases(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: Any
@@ -238,7 +253,7 @@ class SteerlingGenerationMixin(GenerationMixin):
                 prompt,
                 new_tokens,
                 grid=self.config.diff_block_size,
-                mask=mask,
+                mask_token=mask,
                 steps=generation_config.steps,
                 aligned=generation_config.align_blocks,
             )
@@ -315,10 +330,12 @@ class SteerlingGenerationMixin(GenerationMixin):
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
         """Check the prompts before anything is computed, bring padding to the left and all to the model's device."""
-        prompt, mask = inputs if inputs is not None else model_kwargs.get("input_ids"), None
+        prompt = inputs if inputs is not None else model_kwargs.get("input_ids")
+        mask = model_kwargs.get("attention_mask")
         if prompt is not None:
-            mask = model_kwargs.get("attention_mask")
             self._check_prompt(prompt, mask)
+        elif mask is not None:
+            raise ValueError("`attention_mask` is given without `input_ids`: leave it out, or give the prompts.")
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
         device = inputs.device if self.device.type == "meta" else self.device
         inputs = inputs.to(device, torch.long)
@@ -386,17 +403,24 @@ class SteerlingGenerationMixin(GenerationMixin):
     ) -> None:
         """The exact block cache; a given one must fit."""
         cache, implementation = model_kwargs.get("past_key_values"), generation_config.cache_implementation
+        checkpointing = self.training and self.is_gradient_checkpointing  # which keeps caches out of the layers
+        without = generation_config.use_cache is False or checkpointing
         rows = batch_size * generation_config.num_return_sequences
         lanes = 1 if generation_config.guidance_scale in (None, 1) else 2
         grid = self.config.diff_block_size
         # All positions, whole blocks, and a window that may reach beyond them.
         columns = -(-generation_config.max_length // grid) * grid + 2 * grid
-        if cache is None:
-            if generation_config.use_cache is False:
-                return
-            static = implementation == "static"
-            model_kwargs["past_key_values"] = SteerlingCache(self.config, columns if static else None)
+        if generation_config.compile_config is not None and implementation != "static" and cache is None:
+            raise ValueError("`compile_config` needs shapes that do not change: add cache_implementation='static'.")
+        if cache is None and not without:
+            static = -(-columns // GROWTH) * GROWTH if implementation == "static" else None
+            model_kwargs["past_key_values"] = SteerlingCache(self.config, static)
+        if cache is None and (implementation is None or not without):
             return
+        if without:
+            reason = "gradient checkpointing in training mode" if checkpointing else "use_cache=False"
+            name = "cache_implementation" if cache is None else "past_key_values"
+            raise ValueError(f"`{name}` is given, but there is no cache under {reason}: leave one of them out.")
         if not isinstance(cache, SteerlingCache) or len(cache.layers) != self.config.n_layers:
             problem = (
                 f"a {type(cache).__name__} of another kind or depth: pass a SteerlingCache of this model, or none"
@@ -423,9 +447,11 @@ class SteerlingGenerationMixin(GenerationMixin):
         if constraints.repetition_penalty is not None:
             constraints.repetition_penalty = float(constraints.repetition_penalty)
         # Its own padding would be the library's business; canvases have none.
-        processors = super()._get_logits_processor(constraints, *args, **{**kwargs, "model_kwargs": None})
-        forbid = ForbidTokens(self._forbidden_tokens(generation_config), kwargs.get("device", "cpu"))
-        return LogitsProcessorList([*processors, forbid])
+        return super()._get_logits_processor(constraints, *args, **{**kwargs, "model_kwargs": None})
+
+    def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs) -> torch.Tensor:
+        """All is text unless the user says otherwise; the library guesses padding from the padding token."""
+        return torch.ones_like(inputs_tensor)
 
     def _forbidden_tokens(self, generation_config) -> list[int]:
         """What the user suppresses, the mask token, and tokens that are no text unless a row may end in them."""
@@ -435,11 +461,11 @@ class SteerlingGenerationMixin(GenerationMixin):
         textless = {*_as_list(self.config.pad_token_id), *_as_list(self.config.eos_token_id)}
         suppressed = set(_as_list(generation_config.suppress_tokens))
         suppressed |= {phrase[0] for phrase in generation_config.bad_words_ids or [] if len(phrase) == 1}
-        named = {*suppressed, *(i for phrase in generation_config.bad_words_ids or [] for i in phrase)}
+        named = {*ends, *suppressed, *(i for phrase in generation_config.bad_words_ids or [] for i in phrase)}
         if named and not 0 <= min(named) <= max(named) < self.config.vocab_size:
             outside = max(named, key=lambda token: abs(token - self.config.vocab_size / 2))
             raise ValueError(
-                f"`suppress_tokens` or `bad_words_ids` holds {outside}: use ids from 0 to {self.config.vocab_size - 1}."
+                f"`eos_token_id`, `suppress_tokens` or `bad_words_ids` holds {outside}: use ids from 0 to {self.config.vocab_size - 1}."
             )
         return sorted(suppressed | {self.config.mask_token_id} | (textless - ends))
 
@@ -453,19 +479,10 @@ class SteerlingGenerationMixin(GenerationMixin):
         raise NotImplementedError("Continuous batching decodes from left to right; use generate() on a batch instead.")
 
 
-def _as_list(ids: int | list[int] | None) -> list[int]:
+def _as_list(ids: int | list[int] | torch.Tensor | None) -> list[int]:
+    if isinstance(ids, torch.Tensor):
+        ids = ids.flatten().tolist()
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
-class ForbidTokens(LogitsProcessor):
-    """Gives tokens no probability, in place: logits are large, and nobody needs them as they were."""
-
-    def __init__(self, tokens: list[int], device: torch.device | str):
-        self.tokens = torch.tensor(tokens, device=device)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, V) with -inf for these tokens."""
-        return scores.index_fill_(-1, self.tokens.to(scores.device), -torch.inf)
-
-
-__all__ = ["ForbidTokens", "SteerlingGenerateOutput", "SteerlingGenerationMixin"]
+__all__ = ["SteerlingGenerateOutput", "SteerlingGenerationMixin"]

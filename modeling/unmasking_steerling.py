@@ -15,8 +15,6 @@ class UnmaskingRule(ABC):
     fewer steps are needed; by itself it has a schedule of one position a step, and `steps` makes it decide faster.
     """
 
-    adaptive = False
-
     @abstractmethod
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """
@@ -54,6 +52,14 @@ class MarginRule(UnmaskingRule):
         return (best[:, 0] - best[:, 1]).topk(count).indices
 
 
+class EntropyRule(UnmaskingRule):
+    """The positions whose distributions have the least entropy (Dream, Ye et al. 2025, arXiv:2508.15487), as scheduled."""
+
+    def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` positions of least entropy."""
+        return entropy(logits).topk(count, largest=False).indices
+
+
 class ThresholdRule(UnmaskingRule):
     """
     All positions whose best token has a probability of at least `threshold`: confidence-aware parallel decoding of
@@ -62,8 +68,6 @@ class ThresholdRule(UnmaskingRule):
     Args:
         threshold: A probability, above 0.
     """
-
-    adaptive = True
 
     def __init__(self, threshold: float):
         self.threshold = threshold
@@ -82,8 +86,6 @@ class FactorRule(UnmaskingRule):
     Args:
         factor: Above 0; larger is faster.
     """
-
-    adaptive = True
 
     def __init__(self, factor: float):
         self.factor = factor
@@ -106,8 +108,6 @@ class EntropyBoundRule(UnmaskingRule):
         entropy_bound: In nats, 0 or more; larger is faster.
     """
 
-    adaptive = True
-
     def __init__(self, entropy_bound: float):
         self.entropy_bound = entropy_bound
 
@@ -128,6 +128,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 UNMASKING_RULES: dict[str, tuple[Callable[..., UnmaskingRule], str | None]] = {
     "confidence": (ConfidenceRule, None),
     "margin": (MarginRule, None),
+    "entropy": (EntropyRule, None),
     "threshold": (ThresholdRule, "threshold"),
     "factor": (FactorRule, "factor"),
     "entropy_bound": (EntropyBoundRule, "entropy_bound"),
@@ -210,7 +211,7 @@ class TokenSampler:
         """(k,) tokens of row number `row`, whose canvas is (T,), from their (k, V) logits."""
         if self.generators is None:
             return logits.argmax(dim=-1)
-        probabilities = self.warpers(canvas.expand(len(logits), -1), logits).softmax(dim=-1)
+        probabilities = self.warpers(canvas.to(logits.device).expand(len(logits), -1), logits).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=self.generators[row])[:, 0]
 
 
@@ -242,22 +243,33 @@ class ForbiddenPhrases:
         tokens = tokens.clone()
         for number, (position, token) in enumerate(zip(positions.tolist(), drawn.tolist())):
             tokens[position] = token
-            longest = max(map(len, self.phrases))
-            around = tokens[max(0, position - longest + 1) : position + longest]
-            if number and any(
-                (around.unfold(0, len(p), 1) == p).all(-1).any() for p in self.phrases if len(p) <= len(around)
-            ):
+            completed = any(
+                (
+                    tokens[max(0, position - len(phrase) + 1) : position + len(phrase)].unfold(0, len(phrase), 1)
+                    == phrase
+                )
+                .all(dim=-1)
+                .any()
+                for phrase in self.phrases
+                if len(phrase) <= len(tokens[max(0, position - len(phrase) + 1) : position + len(phrase)])
+            )
+            if number and completed:
                 return number
         return len(positions)
 
 
 __all__ = [
+    "UNMASKING_RULES",
     "ConfidenceRule",
     "EntropyBoundRule",
+    "EntropyRule",
     "EntropyTemperatureLogitsWarper",
     "FactorRule",
     "ForbiddenPhrases",
     "MarginRule",
     "ThresholdRule",
+    "TokenSampler",
     "UnmaskingRule",
+    "make_rule",
+    "share_steps",
 ]

@@ -53,10 +53,7 @@ class WindowEncoder:
         self.longest = width or 3 * self.grid
         # The canvases in the order of their rows in the cache.
         self.order = list(canvases)
-        if cache is not None:
-            self._fill(cache, copies)
-            if width is not None:
-                cache.pin(transformer.blocks)
+        self.copies = copies
 
     def encode(self, live: Sequence[Canvas]) -> tuple[torch.Tensor, list[int], list[int]]:
         """
@@ -76,12 +73,14 @@ class WindowEncoder:
         starts = [canvas.cached for canvas in canvases]
         stops = [start + 1 if canvas.finished else canvas.visible for canvas, start in zip(canvases, starts)]
         width = self.width or max(stop - start for start, stop in zip(starts, stops))
-        hidden_states = self._forward(canvases, len(canvases) * self.lanes, width, stops, self.step)
+        hidden_states = self._forward(
+            canvases, len(canvases) * self.lanes, width, stops, static=self.width is not None
+        )
         starts = [canvas.cached for canvas in live]
         if self.cache is not None:
             for canvas in live:
                 if canvas.final > canvas.cached:
-                    self._settle(self.cache, canvas, canvas.final)
+                    self._note_final(self.cache, canvas, canvas.final)
         return hidden_states, [self.lanes * canvases.index(canvas) for canvas in live], starts
 
     def restore_order(self, canvases: Sequence[Canvas]) -> None:
@@ -90,16 +89,18 @@ class WindowEncoder:
             self.cache.take(self._rows(canvases))
             self.order = list(canvases)
 
-    def _fill(self, cache: SteerlingCache, copies: int) -> None:
-        """Compute what the cache does not have of the decided blocks, unless they are few enough to ride along."""
-        canvases = self.order
+    def fill(self) -> None:
+        """Compute what the cache does not have of the prompts' blocks, unless they are few enough to ride along."""
+        if self.cache is None:
+            return
+        cache, canvases, copies = self.cache, self.order, self.copies
         if cache.rows == len(canvases) * self.lanes:  # a chat that has had several answers before
             copies = 1
         self.order = canvases[::copies]
         cache.start(len(self.order) * self.lanes)
         for row, canvas in enumerate(self.order):
             agreed = min(cache.agreement(row * self.lanes + i, ids) for i, ids in enumerate(self._ids(canvas)))
-            self._settle(cache, canvas, min(agreed, canvas.final) // self.grid * self.grid)
+            self._note_final(cache, canvas, min(agreed, canvas.final) // self.grid * self.grid)
         self._commit(cache, self.order, self.longest if copies == 1 else 0)
         if copies > 1:
             leaders = [leader for leader in self.order for _ in range(copies)]
@@ -107,41 +108,54 @@ class WindowEncoder:
             for canvas, leader in zip(canvases, leaders):
                 canvas.cached = leader.cached
         self.order = canvases
+        if self.width is not None:
+            kind = self.device.type
+            autocast = torch.is_autocast_enabled(kind)
+            cache.pin(self.transformer.blocks, torch.get_autocast_dtype(kind) if autocast else self.transformer.dtype)
 
     def _commit(self, cache: SteerlingCache, canvases: Sequence[Canvas], longest: int) -> None:
         """Passes for nothing but the keys and values of decided blocks, for windows that would get too long with them."""
-        while waiting := [c for c in canvases if c.final > c.cached and c.visible - c.cached > longest]:
+        piece = max(1, PIECE // self.grid) * self.grid
+        while waiting := [
+            c for c in canvases if not c.finished and c.final > c.cached and c.visible - c.cached > longest
+        ]:
             # No longer than the shortest need, so that no row is padded.
-            width = min(PIECE, *(canvas.final - canvas.cached for canvas in waiting))
+            width = min(piece, *(canvas.final - canvas.cached for canvas in waiting))
             stops = [canvas.cached + width for canvas in waiting]
-            self._forward(waiting, torch.tensor(self._rows(waiting)), width, stops, self.transformer)
+            self._forward(waiting, torch.tensor(self._rows(waiting)), width, stops)
             for canvas, stop in zip(waiting, stops):
-                self._settle(cache, canvas, stop)
+                self._note_final(cache, canvas, stop)
 
     def _forward(
-        self, canvases: Sequence[Canvas], rows: int | torch.Tensor, width: int, stops: list[int], compute: Callable
+        self,
+        canvases: Sequence[Canvas],
+        rows: int | torch.Tensor,
+        width: int,
+        stops: list[int],
+        static: bool = False,
     ) -> torch.Tensor:
         """(rows, width, D) of windows that begin where the cache ends and see all positions before their `stops`."""
         ids = torch.stack([row for canvas in canvases for row in self._ids(canvas, canvas.cached, width)])
         starts = torch.tensor([canvas.cached for canvas in canvases]).repeat_interleave(self.lanes)
-        columns = starts[:, None] + torch.arange(width)
+        positions = (starts[:, None] + torch.arange(width)).to(self.device)
         ends = torch.tensor(stops).repeat_interleave(self.lanes)
-        visible = max(stops)
+        visible = self.cache.columns if static and self.cache is not None else max(stops)
         if self.cache is not None:
-            visible = self.cache.columns if self.width is not None and compute is self.step else visible
-            self.cache.seek(rows, columns.to(self.device), visible)
-        needs_mask = self.width is not None or width > self.grid or len(set(stops)) > 1
-        positions = columns.to(self.device)
-        mask = self._mask(positions, ends.to(self.device), visible) if needs_mask else None
-        return compute(
+            self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
+        needs_mask = static or width > self.grid or len(set(stops)) > 1
+        mask = self._attention_mask(positions, ends.to(self.device), visible) if needs_mask else None
+        hidden_states = (self.step if static else self.transformer)(
             input_ids=ids.to(self.device),
             attention_mask={"full_attention": mask},
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=self.cache is not None,
         ).last_hidden_state
+        if self.cache is not None:
+            self.cache.window = None
+        return hidden_states
 
-    def _mask(self, positions: torch.Tensor, ends: torch.Tensor, keys: int) -> Any:
+    def _attention_mask(self, positions: torch.Tensor, ends: torch.Tensor, keys: int) -> Any:
         """Mask of the attention implementation: earlier blocks and the own one, but nothing behind a row's end."""
 
         own_block, key_block = positions // self.grid, torch.arange(keys, device=self.device) // self.grid
@@ -167,14 +181,14 @@ class WindowEncoder:
         """(width,) tokens of each of a canvas's rows; masks follow behind its end."""
         stop = len(canvas.tokens) if width is None else start + width
         tokens, given = canvas.tokens[start:stop], canvas.given[start:stop]
-        lanes = [tokens] if self.lanes == 1 else [tokens, tokens.masked_fill(given, canvas.mask)]
+        lanes = [tokens] if self.lanes == 1 else [tokens, tokens.masked_fill(given, canvas.mask_token)]
         missing = stop - start - len(tokens)
-        return [torch.nn.functional.pad(row, (0, missing), value=canvas.mask) for row in lanes]
+        return [torch.nn.functional.pad(row, (0, missing), value=canvas.mask_token) for row in lanes]
 
-    def _settle(self, cache: SteerlingCache, canvas: Canvas, columns: int) -> None:
+    def _note_final(self, cache: SteerlingCache, canvas: Canvas, columns: int) -> None:
         canvas.cached = columns
         for row, ids in zip(self._rows([canvas]), self._ids(canvas, 0, columns)):
-            cache.settle(row, ids)
+            cache.note_final(row, ids)
 
     def _move_to_the_front(self, cache: SteerlingCache, live: Sequence[Canvas]) -> None:
         """Unless all rows take part anyway, those of finished canvases go behind the others."""
@@ -186,3 +200,6 @@ class WindowEncoder:
     def _rows(self, canvases: Sequence[Canvas]) -> list[int]:
         numbers = [self.order.index(canvas) for canvas in canvases]
         return [number * self.lanes + lane for number in numbers for lane in range(self.lanes)]
+
+
+__all__ = ["WindowEncoder"]

@@ -5,7 +5,7 @@ import torch
 from generation_model import BLOCK, CONTEXT, MASK, PAD, VOCABULARY, make_model, make_prompt
 from steerling_hf.modeling.cache_steerling import SteerlingCache
 from steerling_hf.modeling.generation_config_steerling import SteerlingGenerationConfig
-from transformers import DynamicCache, GenerationConfig
+from transformers import CompileConfig, DynamicCache, GenerationConfig, TextStreamer
 
 
 @pytest.fixture
@@ -88,6 +88,9 @@ ARGUMENTS = [
     ("output_concepts", True),
     ("max_new_token", 8),
     ("stop_strings", ["."]),  # without a tokenizer
+    ("eos_token_id", VOCABULARY),
+    ("compile_config", CompileConfig()),  # without a static cache
+    ("prefill_chunk_size", 128),
     ("max_new_tokens", 0),  # nothing to fill in
     ("suppress_tokens", [VOCABULARY]),
     ("bad_words_ids", [[3, VOCABULARY]]),
@@ -207,3 +210,29 @@ def test_a_prompt_that_fills_the_context_leaves_no_room(model):
         model.generate(make_prompt(CONTEXT), max_new_tokens=1)
     with pytest.raises(ValueError, match="max_length"):
         model.generate(make_prompt(9), max_length=9)
+
+
+def test_what_does_not_go_together(model):
+    cache = SteerlingCache(model.config)
+    for settings, match in (
+        ({"past_key_values": cache, "use_cache": False}, "past_key_values"),
+        ({"streamer": TextStreamer(None)}, "streamer"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            model.generate(make_prompt(9, rows=2), max_new_tokens=8, **settings)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model.generate(attention_mask=ones(1, 3), max_new_tokens=8)
+
+
+def test_the_padding_token_may_be_a_word_of_the_text():
+    model = make_model()
+    prompt = make_prompt(9)
+    plain = model.generate(prompt, max_new_tokens=4)
+    assert torch.equal(model.generate(prompt, max_new_tokens=4, pad_token_id=int(prompt[0, 4])), plain)
+
+
+def test_an_end_token_as_a_tensor():
+    model = make_model()
+    token = int(model.generate(make_prompt(9), max_new_tokens=8)[0, 12])
+    expected = model.generate(make_prompt(9), max_new_tokens=8, eos_token_id=token)
+    assert torch.equal(model.generate(make_prompt(9), max_new_tokens=8, eos_token_id=torch.tensor([token])), expected)

@@ -33,9 +33,13 @@ def models(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
+WAYS = {"cached": {}, "uncached": {"use_cache": False}, "static": {"cache_implementation": "static"}}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("generation", GENERATIONS, ids=lambda generation: generation.name)
-def test_greedy_generation_equals_the_recorded_reference(generation, models):
-    ours = our_generation(models(generation.case), make_prompt(generation), **generation.settings)
+def test_greedy_generation_equals_the_recorded_reference(generation, way, models):
+    ours = our_generation(models(generation.case), make_prompt(generation), **generation.settings, **WAYS[way])
     theirs = RECORD[generation.name]
     config = case_named(generation.case).config
     disagreement = generation_disagreement(ours, (theirs["tokens"], theirs["step_map"]), config)

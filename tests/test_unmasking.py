@@ -5,8 +5,10 @@ import threading
 import pytest
 import torch
 from generation_model import BLOCK, MASK, PAD, VOCABULARY, make_model, make_prompt
+from steerling_hf.modeling.generation_config_steerling import SteerlingGenerationConfig
 from steerling_hf.modeling.unmasking_steerling import (
     EntropyBoundRule,
+    EntropyRule,
     FactorRule,
     ForbiddenPhrases,
     MarginRule,
@@ -72,11 +74,23 @@ def test_infilling_alone_reports_what_it_decided(model):
     assert generate(model, with_masks(20, [3, 4, 17]), max_new_tokens=0, steps=2).step_map.max() == 1
 
 
-def test_rows_with_and_without_masks_share_a_batch(model):
+@pytest.mark.parametrize("way", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+def test_rows_with_and_without_masks_share_a_batch(model, way):
     prompts = torch.cat([with_masks(20, [3, 17]), make_prompt(20)])
-    together = model.generate(prompts, max_new_tokens=9)
+    together = model.generate(prompts, max_new_tokens=9, **way)
     for row in range(2):
         assert torch.equal(together[row : row + 1], model.generate(prompts[row : row + 1], max_new_tokens=9))
+    filled = generate(model, prompts, max_new_tokens=0, **way)
+    assert torch.equal(filled.sequences[:1], model.generate(prompts[:1], max_new_tokens=0))
+    assert torch.equal(filled.sequences[1:], prompts[1:])
+    assert filled.tokens_per_forward.tolist() == [1.0, 0.0]
+
+
+def test_an_end_token_never_stands_in_a_gap(model):
+    prompt = with_masks(20, [3, 4, 17])
+    ends = model.generate(prompt, max_new_tokens=0)[0, [3, 4, 17]].tolist()
+    tokens = model.generate(prompt, max_new_tokens=9, eos_token_id=ends)[0]
+    assert not set(tokens[[3, 4, 17]].tolist()) & set(ends)
 
 
 def test_a_later_block_is_invisible_to_a_mask(model):
@@ -86,8 +100,7 @@ def test_a_later_block_is_invisible_to_a_mask(model):
     other[:, BLOCK:] = make_prompt(12)
     assert model.generate(prompt, max_new_tokens=0)[0, 3] == model.generate(other, max_new_tokens=0)[0, 3]
     other[:, 5] = (other[:, 5] + 1) % PAD
-    seen = [model(torch.where(text == MASK, text, text)).logits[0, 3] for text in (prompt, other)]
-    assert not torch.allclose(*seen)
+    assert not torch.allclose(model(prompt).logits[0, 3], model(other).logits[0, 3])
 
 
 def test_guidance_hides_the_prompt_but_not_what_was_filled_in(model):
@@ -145,7 +158,7 @@ def test_entropy_bound():
     for taken in range(1, 5):
         bound = float(running[taken - 1]) + 1e-4
         assert EntropyBoundRule(bound)(SURE, 1).tolist() == order[:taken]
-    assert EntropyBoundRule(0.0)(SURE, 3).tolist() == order[:3]
+    assert EntropyBoundRule(0.0)(SURE, 3).tolist() == EntropyRule()(SURE, 3).tolist() == order[:3]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +200,22 @@ def test_a_rule_of_the_users_own(model):
     assert output.step_map[0, 9:].tolist() == list(range(12))
 
 
+@pytest.mark.parametrize(
+    "chosen", [torch.empty(0, dtype=torch.long), torch.tensor([0, 0]), torch.tensor([True] * 8), torch.tensor([[0]])]
+)
+def test_a_rule_that_chooses_nothing_sensible(model, chosen):
+    with pytest.raises(ValueError, match="`unmasking` chose"):
+        model.generate(make_prompt(9), max_new_tokens=8, unmasking=lambda logits, count: chosen)
+
+
+def test_a_rule_of_the_users_own_has_a_name_but_no_file(tmp_path):
+    config = SteerlingGenerationConfig(unmasking=ThresholdRule(0.5))
+    assert "ThresholdRule" in repr(config)
+    with pytest.raises(ValueError, match="unmasking"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # Phrases
 
 
@@ -211,6 +240,8 @@ def test_a_phrase_is_completed_from_any_side():
         logits = torch.zeros(1, 5)
         phrases.forbid(torch.tensor(canvas), torch.tensor([place + 1]), logits)
         assert logits.isinf().nonzero().tolist() == [[0, place + 1]]
+    short = ForbiddenPhrases([[1, 2], [5, 6, 7, 8, 9]])
+    assert short.compatible(torch.tensor([1, 2, MASK, MASK]), torch.tensor([2, 3]), torch.tensor([4, 4])) == 2
     canvas = torch.tensor([MASK, MASK, 3, MASK])
     assert phrases.compatible(canvas, torch.tensor([0, 1, 3]), torch.tensor([1, 2, 4])) == 1
     assert phrases.compatible(canvas, torch.tensor([0, 1, 3]), torch.tensor([1, 4, 4])) == 3
@@ -299,7 +330,7 @@ def test_drafts_show_the_undecided_block(model):
     tokens = model.generate(make_prompt(9), max_new_tokens=16, streamer=stream)
     assert stream.pieces.pop() is None
     assert torch.equal(torch.cat(stream.pieces, 1), tokens)
-    assert [(draft == MASK).sum().item() for draft in stream.drafts] == [*range(7, 0, -1), *range(8, 0, -1)]
+    assert [(draft == MASK).sum().item() for draft in stream.drafts] == [*range(8, 0, -1), *range(8, 0, -1)]
 
 
 def test_a_filled_in_prompt_is_streamed_once_it_is_complete(model):

@@ -72,6 +72,7 @@ def save(model, folder: Path) -> None:
         code.unlink()
     config = json.loads((staging / "config.json").read_text())
     config.pop("auto_map", None)
+    config.pop("use_cache", None)  # Trainer's own setting
     (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in KEPT_FILES:
         shutil.copy(CHECKPOINT / name, staging / name)
