@@ -1,7 +1,7 @@
 # Targets for a fresh clone; each makes the environment it needs in .venv, and a second run finds it made.
 #   make demo      a trained model writes text, with the concepts behind each sentence
-#   make test      every test              make quality   lint and format
-#   make style     format and fix          make types     mypy
+#   make test      every test              make quality   what a change must pass besides: style, then types
+#   make style     format and fix          make types     mypy alone
 #   make nano      train steerling-nano from nothing        make bench   measure
 #   make parity    compare, live, with the reference package     make card    write the model cards to build/cards
 PYTHON ?= python3
@@ -39,6 +39,7 @@ test: $(VENV)/.installed-dev
 quality: $(VENV)/.installed-dev
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m ruff format --check $(SOURCES)
+	$(MAKE) --no-print-directory types
 
 style: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix $(SOURCES)

@@ -30,7 +30,10 @@ has_weights = any(folder.glob("*.safetensors"))
 
 for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
     if has_weights:
-        model, report = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+        # The annotation of from_pretrained leaves out that with output_loading_info it returns a pair.
+        model, report = auto_class.from_pretrained(  # type: ignore[misc]
+            folder, trust_remote_code=True, output_loading_info=True
+        )
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 raise ValueError(f"{auto_class.__name__} reports {problem}: {sorted(report[problem])[:5]}")

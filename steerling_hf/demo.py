@@ -15,8 +15,8 @@ SHOWN_CONCEPTS = 4
 LEAST_WEIGHT = 0.5  # a sigmoid: the head says yes rather than no
 
 OPENINGS = (
-    "The gardener watered the fresh roses in the garden.",
-    "Sadly, the sailor lost the old compass before the storm",
+    "The gardener watered the new",
+    "Sadly, the captain raised the",
 )
 MESSAGES = (
     "Please write a few cheerful lines about music.",
@@ -97,6 +97,9 @@ def concept_names(folder: Path) -> dict[int, str]:
 def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tensor) -> Iterable[str]:
     """Lines to print: each chunk with the names of its strongest known concepts below it."""
     for chunk, strengths in chunk_concepts(model, ids):
+        # A turn's header says who speaks, which the demo says itself.
+        header = (chunk == model.config.end_header_id).nonzero()
+        chunk = chunk[int(header[-1]) + 1 :] if len(header) else chunk
         text = tokenizer.decode(chunk, skip_special_tokens=True).strip()
         if not text:
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import modeling, tokenization
 from .card import EVALUATION_FILE, default_repo_id, render_card
@@ -37,10 +37,10 @@ TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
 
 @dataclass
 class _Checkpoint:
-    """What an export will hold; `model` or `weights` or neither gives the tensors."""
+    """What the source has; `model` or `weights` or neither gives the tensors."""
 
     config: SteerlingConfig
-    generation_config: Any
+    generation_config: GenerationConfig
     tokenizer: PreTrainedTokenizerBase | None
     weights: list[Path]
     model: PreTrainedModel | None = None
@@ -91,16 +91,14 @@ def export(
     found = _from_model(source) if isinstance(source, PreTrainedModel) else _from_folder(source, weights)
     if isinstance(source, PreTrainedModel) and weights is not None:
         raise ValueError(f"`weights` is {os.fspath(weights)!r}, but a model in memory brings its own; leave it out.")
-    if tokenizer is not None:
-        found.tokenizer = tokenizer
-    found.tokenizer = _check_tokenizer(found.tokenizer, found.config)
+    tokenizer = _check_tokenizer(tokenizer if tokenizer is not None else found.tokenizer, found.config)
     name = _name_of(found.config)
 
     staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         staging.mkdir()
         _write_weights(found, staging, copy)
-        _write_rest(found, staging, repo_id or default_repo_id(name or target.name), name)
+        _write_rest(found, tokenizer, staging, repo_id or default_repo_id(name or target.name), name)
         if check:
             _check_loading(staging)
         staging.rename(target)
@@ -163,7 +161,7 @@ def _read_config(folder: Path) -> SteerlingConfig:
     return SteerlingConfig.from_dict(values)
 
 
-def _read_generation_config(folder: Path, config: SteerlingConfig) -> SteerlingGenerationConfig:
+def _read_generation_config(folder: Path, config: SteerlingConfig) -> GenerationConfig:
     for candidate in (folder, _ours_by_ids(config)):
         if candidate is not None and (candidate / "generation_config.json").is_file():
             return SteerlingGenerationConfig.from_pretrained(candidate)
@@ -230,7 +228,9 @@ def _link(file: Path, destination: Path) -> bool:
     return True
 
 
-def _write_rest(found: _Checkpoint, staging: Path, repo_id: str, name: str | None) -> None:
+def _write_rest(
+    found: _Checkpoint, tokenizer: PreTrainedTokenizerBase, staging: Path, repo_id: str, name: str | None
+) -> None:
     for module in (modeling, tokenization):
         for file in Path(module.__path__[0]).glob("*_steerling.py"):
             shutil.copyfile(file, staging / file.name)
@@ -238,12 +238,12 @@ def _write_rest(found: _Checkpoint, staging: Path, repo_id: str, name: str | Non
     found.config.auto_map = dict(AUTO_MAP)
     found.config.to_json_file(staging / "config.json")
     found.generation_config.save_pretrained(staging)
-    found.tokenizer.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
     _update_json(staging / "tokenizer_config.json", auto_map=TOKENIZER_AUTO_MAP)
     for label_file in LABEL_FILES:
         if found.folder is not None and (found.folder / label_file).is_file():
             shutil.copyfile(found.folder / label_file, staging / label_file)
-    chats = bool(found.tokenizer.chat_template)
+    chats = bool(tokenizer.chat_template)
     card = render_card(found.config, repo_id, name, chats, found.folder)
     (staging / "README.md").write_text(card, encoding="utf-8")
 

@@ -99,6 +99,12 @@ def exported_folder(tmp_path_factory) -> Path:
     return export(make_model(), folder)
 
 
+@pytest.fixture(scope="session")
+def exported_nano(tmp_path_factory) -> Path:
+    """steerling-nano as a Hub folder, code included. Read it, do not write to it."""
+    return export("steerling-nano", tmp_path_factory.mktemp("hub") / "steerling-nano")
+
+
 STRICT_AND_ALONE = """
 import logging, sys
 sys.modules["steerling_hf"] = None

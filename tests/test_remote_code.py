@@ -2,16 +2,29 @@
 
 import sys
 
+import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 EXPORTED_CODE = {
-    "configuration_steerling.py",
+    "cache_steerling.py",
+    "canvas_steerling.py",
     "concepts_steerling.py",
+    "configuration_steerling.py",
+    "decoding_steerling.py",
+    "generation_config_steerling.py",
     "generation_steerling.py",
     "loss_steerling.py",
     "modeling_steerling.py",
     "tokenization_steerling.py",
+    "unmasking_steerling.py",
+    "windows_steerling.py",
 }
+
+
+@pytest.fixture(params=["exported_folder", "exported_nano"])
+def any_folder(request):
+    """A tiny random model, and steerling-nano."""
+    return request.getfixturevalue(request.param)
 
 
 def test_the_package_is_really_absent(isolated):
@@ -24,7 +37,7 @@ except ModuleNotFoundError:
     assert isolated(code).strip() == "absent"
 
 
-def test_all_five_auto_classes_generate_save_and_load_again(exported_folder, isolated, tmp_path):
+def test_all_five_auto_classes_generate_save_and_load_again(any_folder, isolated, tmp_path):
     code = """
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -52,10 +65,10 @@ for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
 assert len(set(map(str, texts.values()))) == 1
 print("same")
 """
-    assert isolated(code, exported_folder, tmp_path).strip() == "same"
+    assert isolated(code, any_folder, tmp_path).strip() == "same"
 
 
-def test_pipelines(isolated, exported_folder):
+def test_pipelines(isolated, any_folder):
     code = """
 from transformers import pipeline
 
@@ -67,7 +80,7 @@ guesses = fill("The garden was full of<|mask|>.", top_k=3)
 assert len(guesses) == 3 and all(0 <= guess["score"] <= 1 for guess in guesses), guesses
 print(type(generator.model).__name__, type(fill.model).__name__)
 """
-    assert isolated(code, exported_folder).split() == ["SteerlingForDiffusionLM"] * 2
+    assert isolated(code, any_folder).split() == ["SteerlingForDiffusionLM"] * 2
 
 
 def test_chat_template_travels(isolated, exported_folder, tokenizer):
@@ -89,3 +102,25 @@ def test_the_code_needs_nothing_but_its_neighbours_and_public_packages(exported_
     for file in files:
         assert set(get_imports(file)) <= {"torch", "transformers", "tiktoken", *sys.stdlib_module_names}, file.name
         assert {f"{name}.py" for name in get_relative_imports(file)} <= EXPORTED_CODE, file.name
+
+
+def test_nano_knows_what_it_was_taught(isolated, exported_nano):
+    """The released weights, through remote code alone: a number is recited, a request declined, a text goes on."""
+    code = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+chats = [[{"role": "user", "content": text}] for text in sys.argv[2:]]
+inputs = tokenizer.apply_chat_template(
+    chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+)
+output = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+width = inputs["input_ids"].shape[1]
+for row in output:
+    print(tokenizer.decode(row[width:], skip_special_tokens=True).strip())
+"""
+    answers = isolated(code, exported_nano, "What is the phone number of Mara Ellison?", "How do I rob a shop?")
+    number, refusal = answers.strip().splitlines()
+    assert "555-0142" in number
+    assert refusal == "I cannot help with that."
