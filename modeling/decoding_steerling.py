@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
 from transformers.generation import BaseStreamer
 
 from .canvas_steerling import Canvas, Rows
@@ -22,7 +21,7 @@ class Decisions:
     Args:
         rule: Chooses positions from (n, V) logits.
         sampler: Chooses tokens.
-        processors: Change (n, V) logits in turn, given the (n, T) canvases of the positions.
+        processors: Change (n, V) logits in turn, given the (n, T) canvases of the positions; none if empty or `None`.
         forbidden: (n,) tokens that are never written.
         phrases: What must not be written, `None` for nothing.
         guidance_scale: Weight of the prompt, `None` for a forward pass without guidance.
@@ -34,7 +33,7 @@ class Decisions:
 
     rule: Callable
     sampler: TokenSampler
-    processors: LogitsProcessorList
+    processors: Callable | None
     forbidden: torch.Tensor
     phrases: ForbiddenPhrases | None = None
     guidance_scale: float | None = None

@@ -62,6 +62,8 @@ class SteerlingGenerationMixin(GenerationMixin):
     transformer: PreTrainedModel
     compute_logits: Callable
     _default_compile_config: Callable
+    training: bool
+    is_gradient_checkpointing: bool
     generation_config_class: type[GenerationConfig] = SteerlingGenerationConfig
 
     @torch.no_grad()
@@ -147,7 +149,7 @@ class SteerlingGenerationMixin(GenerationMixin):
     def _unmask(
         self,
         input_ids: torch.Tensor,
-        logits_processor: Callable,
+        logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
         streamer: BaseStreamer | None = None,
@@ -227,7 +229,7 @@ class SteerlingGenerationMixin(GenerationMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what was compiled for this very model."""
-        state = super().__getstate__()
+        state: Any = super().__getstate__()  # that of torch's modules, which mypy does not see from a mixin
         return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_step")}
 
     def _make_canvases(
