@@ -53,11 +53,17 @@ types: $(VENV)/.installed-dev
 	ln -s $(CURDIR)/modeling $(CURDIR)/tokenization $(CURDIR)/configs $(CURDIR)/hub_card build/types/steerling_hf/
 	MYPYPATH=build/types $(PY) -m mypy
 
+# Compiled where there is a C++ compiler.
 nano: $(VENV)/.installed-dev
-	$(PY) examples/nano/train.py
+	$(PY) examples/nano/train.py $(if $(shell command -v c++),--compile)
 
-bench: $(VENV)/.installed-dev
-	for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
+# The reference is installed to be timed beside ours.
+bench: $(VENV)/.installed-reference
+	$(PY) benchmarks/tokenization.py
+	$(PY) benchmarks/generation.py
+	$(PY) benchmarks/ragged.py
+	$(PY) benchmarks/memory.py
+	$(PY) benchmarks/throughput.py --size small --new-tokens 64
 
 parity: $(VENV)/.installed-reference
 	$(PY) tests/reference/live.py
