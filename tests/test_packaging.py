@@ -59,7 +59,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> str:
 def data_files() -> set[str]:
     """What must reach the user besides modules, as it lies under steerling_hf/."""
     found = {"py.typed", "tokenization/cl100k_base.tiktoken", "hub_card/card.md.jinja"}
-    for pattern in ("configs/*/*", "hub_card/about/*", "hub_card/snippets/*"):
+    for pattern in ("configs/steerling-*/*", "hub_card/about/*", "hub_card/snippets/*"):
         found |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern) if path.is_file()}
     return found
 
