@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,7 @@ def time_ours(model: SteerlingForDiffusionLM, new_tokens: int, aligned: bool) ->
 
 def load_reference(model: SteerlingForDiffusionLM) -> Any:
     """The reference's generator with our weights, or `None` where the package is not installed."""
-    try:
-        import steerling  # noqa: F401
-    except ImportError:
+    if find_spec("steerling") is None:
         return None
     sys.path.append(str(ROOT / "tests" / "reference"))
     from oracle import reference_model

@@ -124,10 +124,6 @@ def _decide(canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, decis
     if decisions.phrases is not None:
         decisions.phrases.forbid(canvas.tokens, positions, logits)
     chosen = decisions.rule(logits, min(canvas.count(), len(positions)))
-    if chosen.dtype != torch.long or chosen.dim() != 1 or not 0 < len(chosen.unique()) == len(chosen):
-        raise ValueError(
-            f"`unmasking` chose {chosen!r} of {len(positions)} positions: a rule returns one or more distinct indices."
-        )
     scores = logits[chosen]
     tokens = decisions.sampler.draw(canvas.index, canvas.tokens, scores)
     positions = positions[chosen.cpu()]

@@ -136,9 +136,19 @@ UNMASKING_RULES: dict[str, tuple[Callable[..., UnmaskingRule], str | None]] = {
 
 
 def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """The rule that a generation configuration names, or the user's own."""
-    if callable(generation_config.unmasking):
-        return generation_config.unmasking
+    """The rule that a generation configuration names, or the user's own, whose choices are checked."""
+    own = generation_config.unmasking
+    if callable(own):
+
+        def checked(logits: torch.Tensor, count: int) -> torch.Tensor:
+            chosen = own(logits, count)
+            if chosen.dtype != torch.long or chosen.dim() != 1 or not 0 < len(chosen.unique()) == len(chosen):
+                raise ValueError(
+                    f"`unmasking` chose {chosen!r} of {len(logits)} positions: a rule returns one or more distinct indices."
+                )
+            return chosen
+
+        return checked
     rule, key = UNMASKING_RULES[generation_config.unmasking]
     return rule(getattr(generation_config, key)) if key else rule()
 

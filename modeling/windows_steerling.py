@@ -79,8 +79,9 @@ class WindowEncoder:
         starts = [canvas.cached for canvas in live]
         if self.cache is not None:
             for canvas in live:
-                if canvas.final > canvas.cached:
-                    self._note_final(self.cache, canvas, canvas.final)
+                final = canvas.final
+                if final > canvas.cached:
+                    self._note_final(self.cache, canvas, final)
         return hidden_states, [self.lanes * canvases.index(canvas) for canvas in live], starts
 
     def restore_order(self, canvases: Sequence[Canvas]) -> None:
