@@ -60,7 +60,8 @@ class Canvas:
         self.log_probabilities = torch.zeros(len(self.tokens))
         self.blocks = self._plan(steps or int(self.undecided.sum()), aligned)
         self.length = len(self.tokens)  # of the text, once an end has been found
-        self.cached = 0
+        self.cached = 0  # first positions whose keys and values are final
+        self.computed = 0  # first positions whose keys, values and hidden states are those of the present tokens
         self.forwards = 0
         self._judged = self.prompt  # as far as stopping criteria have seen the row
 
@@ -85,6 +86,11 @@ class Canvas:
         return not self.blocks
 
     @property
+    def planned(self) -> int:
+        """Number of forward passes that the schedule still has."""
+        return sum(len(block.counts) for block in self.blocks)
+
+    @property
     def final(self) -> int:
         """Number of first positions in attention blocks that are decided altogether."""
         return self.decided // self.grid * self.grid
@@ -107,6 +113,8 @@ class Canvas:
         """Write (k,) tokens at (k,) positions; that ends a step."""
         self.tokens[positions] = tokens
         self.undecided[positions] = False
+        # Earlier attention blocks do not see the change.
+        self.computed = min(self.computed, int(positions.min()) // self.grid * self.grid)
         self.step_map[positions] = self.forwards
         self.forwards += 1
         del self.blocks[0].counts[:1]

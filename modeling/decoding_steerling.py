@@ -87,14 +87,11 @@ def masked_logits(
     Guidance is the classifier-free one (Ho and Salimans 2022, arXiv:2207.12598) against the canvas whose prompt is
     masked; the reference's `cfg_scale` is `guidance_scale - 1`.
     """
-    hidden_states, rows, starts = encoder.encode(canvases)
-    device = hidden_states.device
-    row = torch.cat([torch.full_like(positions, number) for number, positions in zip(rows, masked)]).to(device)
-    column = torch.cat([positions - start for start, positions in zip(starts, masked)]).to(device)
+    hidden_states = encoder.encode(canvases, masked)
+    logits = compute_logits(hidden_states.flatten(0, 1)).to(encoder.device, torch.float32)
     if guidance_scale is None:
-        return compute_logits(hidden_states[row, column]).to(encoder.device, torch.float32)
-    row, column = torch.cat([row, row + 1]), column.repeat(2)
-    full, blind = compute_logits(hidden_states[row, column]).to(encoder.device, torch.float32).chunk(2)
+        return logits
+    full, blind = logits.chunk(2)
     return blind + guidance_scale * (full - blind)
 
 

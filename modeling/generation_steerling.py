@@ -27,6 +27,7 @@ from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
+from .packing_steerling import packed_weights
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
 from .windows_steerling import WindowEncoder
 
@@ -202,7 +203,8 @@ class SteerlingGenerationMixin(GenerationMixin):
             step=step,
         )
         # 3.
-        unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
+        with packed_weights(self.transformer, passes=max(canvas.planned for canvas in canvases)):
+            unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
         encoder.restore_order(canvases)
         # 4.
         if not generation_config.return_dict_in_generate:

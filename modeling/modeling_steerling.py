@@ -30,6 +30,7 @@ from .loss_steerling import (
     noise_batch,
     unexplained,
 )
+from .packing_steerling import SteerlingLinear
 
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
@@ -154,7 +155,7 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class SteerlingResidualProjection(nn.Linear):
+class SteerlingResidualProjection(SteerlingLinear):
     """A linear layer whose output is added to the residual stream; it differs in its fresh weights only."""
 
 
@@ -170,7 +171,9 @@ class SteerlingAttention(nn.Module):
         self.num_key_value_groups = config.n_head // self.kv_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias)
+        self.c_attn = SteerlingLinear(
+            config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias
+        )
         self.c_proj = SteerlingResidualProjection(config.n_embd, config.n_embd, config.use_bias)
         if config.use_qk_norm:
             self.q_norm = make_norm(config, self.head_dim)
@@ -209,7 +212,7 @@ class SteerlingMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.gated = config.mlp_type == "swiglu"
-        self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
+        self.c_fc = SteerlingLinear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
         self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
 
@@ -300,7 +303,7 @@ class SteerlingModel(SteerlingPreTrainedModel):
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
         self.ln_f = make_norm(config, config.n_embd)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = SteerlingLinear(config.n_embd, config.vocab_size, bias=False)
         self.rotary_emb = SteerlingRotaryEmbedding(config)
         self.gradient_checkpointing = False
         # The tied copy is left out of files, and Trainer is told not to miss it there.

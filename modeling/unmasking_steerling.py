@@ -32,7 +32,7 @@ class UnmaskingRule(ABC):
 
 def confidence(logits: torch.Tensor) -> torch.Tensor:
     """(n,) probability of the most probable token under (n, V) logits."""
-    return (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).exp()
+    return logits.softmax(dim=-1).amax(dim=-1)
 
 
 class ConfidenceRule(UnmaskingRule):
@@ -120,8 +120,14 @@ class EntropyBoundRule(UnmaskingRule):
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """(n,) entropies in nats under (n, V) logits."""
-    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    """
+    (n,) entropies in nats under (n, V) logits: with m the largest of them, `sum_v p_v * (m - l_v) - ln p_m`, which needs no
+    logarithm of every probability.
+    """
+    probabilities = logits.softmax(dim=-1)
+    # What is ruled out lies infinitely far below, with probability 0.
+    below = logits.amax(dim=-1, keepdim=True).sub(logits).clamp_(max=torch.finfo(logits.dtype).max)
+    return torch.linalg.vecdot(probabilities, below) - probabilities.amax(dim=-1).log()
 
 
 # Name of a rule: its class, and the key of the generation configuration that it takes.

@@ -14,8 +14,9 @@ PIECE = 512  # positions of a long prompt that are computed at a time
 
 class WindowEncoder:
     """
-    Computes the last hidden states of each canvas's window: from its first block that is not cached, as far as its
-    current block can see. Without a cache, windows begin at the start of the row.
+    Computes the last hidden states of each canvas's window: from its first attention block with a token that the pass
+    before did not see, as far as its current block can see. What lies before the window cannot see it, and is as it was.
+    Without a cache, windows begin at the start of the row.
 
     A guided canvas has two rows in every pass; in the second one, the tokens of its prompt are masked.
 
@@ -54,35 +55,58 @@ class WindowEncoder:
         # The canvases in the order of their rows in the cache.
         self.order = list(canvases)
         self.copies = copies
+        # Last hidden states (1 or 2, block, D) of each canvas's current block, by the canvas's number.
+        self.states: dict[int, torch.Tensor] = {}
+        # The mask of the last pass, and what it depends on: most steps move no window.
+        self._mask: tuple[Any, Any] = (None, None)
 
-    def encode(self, live: Sequence[Canvas]) -> tuple[torch.Tensor, list[int], list[int]]:
+    def encode(self, live: Sequence[Canvas], masked: Sequence[torch.Tensor]) -> torch.Tensor:
         """
         One forward pass.
 
         Args:
             live: The unfinished canvases; none may come back that was left out before.
+            masked: Positions (n_i,) of each one's current block.
 
         Returns:
-            (rows, W, D) last hidden states; for each canvas, the number of its row (the second one of a guided canvas
-            comes next) and the first position of its window.
+            (1 or 2, n, D) last hidden states at these positions, one canvas after the other; those of the second rows of
+            guided canvases come second.
         """
         if self.cache is not None:
             self._commit(self.cache, live, self.longest)
             self._move_to_the_front(self.cache, live)
         canvases = list(live) if self.width is None else self.order
-        starts = [canvas.cached for canvas in canvases]
-        stops = [start + 1 if canvas.finished else canvas.visible for canvas, start in zip(canvases, starts)]
-        width = self.width or max(stop - start for start, stop in zip(starts, stops))
-        hidden_states = self._forward(
-            canvases, len(canvases) * self.lanes, width, stops, static=self.width is not None
-        )
-        starts = [canvas.cached for canvas in live]
-        if self.cache is not None:
-            for canvas in live:
-                final = canvas.final
-                if final > canvas.cached:
-                    self._note_final(self.cache, canvas, final)
-        return hidden_states, [self.lanes * canvases.index(canvas) for canvas in live], starts
+        stops = [canvas.computed + 1 if canvas.finished else canvas.visible for canvas in canvases]
+        width = self.width or max(stop - canvas.computed for canvas, stop in zip(canvases, stops))
+        windows = self._forward(canvases, len(canvases) * self.lanes, width, stops, static=self.width is not None)
+        chosen = []
+        for row, (canvas, stop) in enumerate(zip(canvases, stops)):
+            if not canvas.finished:
+                self._keep_states(canvas, windows[row * self.lanes : (row + 1) * self.lanes])
+                self._note_computed(canvas, stop)
+        for canvas, positions in zip(live, masked):
+            states = self.states[canvas.index]
+            chosen.append(states[:, (positions - canvas.blocks[0].start).to(states.device)])
+        return torch.cat(chosen, dim=1)
+
+    def _keep_states(self, canvas: Canvas, window: torch.Tensor) -> None:
+        """Take over what a window (1 or 2, W, D) has of the current block; what it has not is as it was."""
+        block, start = canvas.blocks[0], canvas.computed
+        if start <= block.start:
+            self.states[canvas.index] = window[:, block.start - start : block.stop - start]
+        else:
+            # Into a new tensor: the old one may be a part of an earlier window.
+            kept = self.states[canvas.index][:, : start - block.start]
+            self.states[canvas.index] = torch.cat([kept, window[:, : block.stop - start]], dim=1)
+
+    def _note_computed(self, canvas: Canvas, stop: int) -> None:
+        """After a pass over all positions of a canvas before `stop` that were not computed."""
+        if self.cache is None:
+            return
+        if canvas.final > canvas.cached:
+            self._note_final(self.cache, canvas, canvas.final)
+        # In a window of fixed length, there is nothing to be gained by a later start.
+        canvas.computed = stop if self.width is None else canvas.cached
 
     def restore_order(self, canvases: Sequence[Canvas]) -> None:
         """Bring the rows of the cache back into the order of the canvases."""
@@ -107,7 +131,7 @@ class WindowEncoder:
             leaders = [leader for leader in self.order for _ in range(copies)]
             cache.take(self._rows(leaders))
             for canvas, leader in zip(canvases, leaders):
-                canvas.cached = leader.cached
+                canvas.cached = canvas.computed = leader.cached
         self.order = canvases
         if self.width is not None:
             kind = self.device.type
@@ -118,11 +142,11 @@ class WindowEncoder:
         """Passes for nothing but the keys and values of decided blocks, for windows that would get too long with them."""
         piece = max(1, PIECE // self.grid) * self.grid
         while waiting := [
-            c for c in canvases if not c.finished and c.final > c.cached and c.visible - c.cached > longest
+            c for c in canvases if not c.finished and c.final > c.computed and c.visible - c.computed > longest
         ]:
             # No longer than the shortest need, so that no row is padded.
-            width = min(piece, *(canvas.final - canvas.cached for canvas in waiting))
-            stops = [canvas.cached + width for canvas in waiting]
+            width = min(piece, *(canvas.final - canvas.computed for canvas in waiting))
+            stops = [canvas.computed + width for canvas in waiting]
             self._forward(waiting, torch.tensor(self._rows(waiting)), width, stops)
             for canvas, stop in zip(waiting, stops):
                 self._note_final(cache, canvas, stop)
@@ -135,16 +159,16 @@ class WindowEncoder:
         stops: list[int],
         static: bool = False,
     ) -> torch.Tensor:
-        """(rows, width, D) of windows that begin where the cache ends and see all positions before their `stops`."""
-        ids = torch.stack([row for canvas in canvases for row in self._ids(canvas, canvas.cached, width)])
-        starts = torch.tensor([canvas.cached for canvas in canvases]).repeat_interleave(self.lanes)
+        """(rows, width, D) of windows that begin with what is not computed and see all positions before their `stops`."""
+        ids = torch.stack([row for canvas in canvases for row in self._ids(canvas, canvas.computed, width)])
+        starts = torch.tensor([canvas.computed for canvas in canvases]).repeat_interleave(self.lanes)
         positions = (starts[:, None] + torch.arange(width)).to(self.device)
         ends = torch.tensor(stops).repeat_interleave(self.lanes)
         visible = self.cache.columns if static and self.cache is not None else max(stops)
         if self.cache is not None:
             self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
-        mask = self._attention_mask(positions, ends.to(self.device), visible) if needs_mask else None
+        mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
         hidden_states = (self.step if static else self.transformer)(
             input_ids=ids.to(self.device),
             attention_mask={"full_attention": mask},
@@ -156,18 +180,24 @@ class WindowEncoder:
             self.cache.window = None
         return hidden_states
 
-    def _attention_mask(self, positions: torch.Tensor, ends: torch.Tensor, keys: int) -> Any:
-        """Mask of the attention implementation: earlier blocks and the own one, but nothing behind a row's end."""
-
-        own_block, key_block = positions // self.grid, torch.arange(keys, device=self.device) // self.grid
+    def _attention_mask(self, starts: torch.Tensor, ends: torch.Tensor, width: int, keys: int) -> Any:
+        """
+        Mask of the attention implementation for `width` positions from `starts` (rows,): earlier blocks and the own one,
+        but nothing behind `ends` (rows,).
+        """
+        wanted = (starts.tolist(), ends.tolist(), width, keys)
+        if self._mask[0] == wanted:
+            return self._mask[1]
+        own_block = ((starts[:, None] + torch.arange(width)) // self.grid).to(self.device)
+        key_block, ends = torch.arange(keys, device=self.device) // self.grid, ends.to(self.device)
 
         def sees(batch_idx, head_idx, q_idx, kv_idx):
             return (key_block[kv_idx] <= own_block[batch_idx, q_idx]) & (kv_idx < ends[batch_idx])
 
         make = ALL_MASK_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        return make(
-            batch_size=len(positions),
-            q_length=positions.shape[1],
+        mask = make(
+            batch_size=len(starts),
+            q_length=width,
             kv_length=keys,
             mask_function=sees,
             attention_mask=None,
@@ -177,6 +207,8 @@ class WindowEncoder:
             use_vmap=True,
             device=self.device,
         )
+        self._mask = wanted, mask
+        return mask
 
     def _ids(self, canvas: Canvas, start: int = 0, width: int | None = None) -> list[torch.Tensor]:
         """(width,) tokens of each of a canvas's rows; masks follow behind its end."""
@@ -187,7 +219,7 @@ class WindowEncoder:
         return [torch.nn.functional.pad(row, (0, missing), value=canvas.mask_token) for row in lanes]
 
     def _note_final(self, cache: SteerlingCache, canvas: Canvas, columns: int) -> None:
-        canvas.cached = columns
+        canvas.cached = canvas.computed = columns
         for row, ids in zip(self._rows([canvas]), self._ids(canvas, 0, columns)):
             cache.note_final(row, ids)
 

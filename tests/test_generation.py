@@ -141,7 +141,9 @@ def test_only_what_is_visible_is_computed_and_only_masked_rows_are_projected(mod
     model.generate(make_prompt(13), max_new_tokens=20, steps=10)
     assert windows[0] == 24  # the prompt's complete block rides along
     assert max(windows[1:]) <= 24
-    assert windows[1:4] == [16] * 3
+    # A step that decided only in the second of the two attention blocks that a generation block touches is followed by a
+    # window without the first.
+    assert {8, 16} < set(windows[1:])
 
 
 # Rows

@@ -1,0 +1,80 @@
+"""Weights packed for the time of a generation."""
+
+import pytest
+import torch
+from generation_model import make_model, make_prompt
+from steerling_hf.modeling import packing_steerling
+from steerling_hf.modeling.packing_steerling import SteerlingLinear, packed_weights
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+def packed_layers(model) -> int:
+    return sum(layer.packed is not None for layer in model.modules() if isinstance(layer, SteerlingLinear))
+
+
+def packed_during_generate(model, **settings) -> int:
+    seen = []
+    handle = model.transformer.ln_f.register_forward_hook(lambda *_: seen.append(packed_layers(model)))
+    model.generate(make_prompt(5), **{"max_new_tokens": 16, **settings})
+    handle.remove()
+    assert len(set(seen)) == 1
+    return seen[0]
+
+
+def test_all_linear_layers_of_the_backbone_are_packed_while_it_generates(model):
+    assert packed_during_generate(model) == 4 * 2 + 1
+    assert packed_layers(model) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_products_are_the_same(rows, bias):
+    torch.manual_seed(0)
+    layer, states = SteerlingLinear(48, 80, bias=bias), torch.randn(2, rows, 48)
+    with torch.no_grad():
+        plain = layer(states)
+        with packed_weights(layer, passes=100):
+            assert layer.packed is not None
+            assert torch.allclose(layer(states), plain, atol=1e-6)
+            # Views, as the model hands them on.
+            assert torch.allclose(layer(states.transpose(0, 1)), plain.transpose(0, 1), atol=1e-6)
+
+
+def test_gradients_flow_past_packed_weights():
+    layer = SteerlingLinear(4, 3)
+    with packed_weights(layer, passes=100):
+        layer(torch.ones(1, 4)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones(3, 4))
+
+
+def test_weights_that_change_between_calls_are_seen(model):
+    prompt = make_prompt(5)
+    before = model.generate(prompt, max_new_tokens=16)
+    saved = model.transformer.lm_head.weight.detach().clone()
+    model.transformer.lm_head.weight.data.neg_()  # behind the back of any version counter
+    assert not torch.equal(model.generate(prompt, max_new_tokens=16), before)
+    model.transformer.lm_head.weight.data.copy_(saved)
+    assert torch.equal(model.generate(prompt, max_new_tokens=16), before)
+
+
+def test_nothing_stays_packed_after_an_error(model):
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    model.transformer.ln_f.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        model.generate(make_prompt(5), max_new_tokens=16)
+    assert packed_layers(model) == 0
+
+
+def test_few_passes_half_precision_autocast_and_large_models_do_without(model, monkeypatch):
+    assert packed_during_generate(model, steps=8) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed_during_generate(model) == 0
+    assert packed_during_generate(make_model().to(torch.bfloat16)) == 0
+    monkeypatch.setattr(packing_steerling, "LARGEST", 1000)
+    assert packed_during_generate(model) == 0
