@@ -15,6 +15,7 @@ EXPORTED_CODE = {
     "generation_steerling.py",
     "loss_steerling.py",
     "modeling_steerling.py",
+    "packing_steerling.py",
     "tokenization_steerling.py",
     "unmasking_steerling.py",
     "windows_steerling.py",

@@ -99,7 +99,7 @@ class Case:
 PLAIN = {"use_epsilon_correction": False}
 
 CASES = [
-    Case("released", {"n_layers": 3, "diff_block_size": 64}, seed=44, length=150),
+    Case("released", {"n_layers": 3, "diff_block_size": 64, "block_size": 1024}, seed=44, length=150),
     Case("released_without_epsilon", {"n_layers": 3, "diff_block_size": 64, **PLAIN}, seed=44, length=150),
     Case("instruct", {**INSTRUCT_TOKEN_IDS, "diff_block_size": 8}, length=40),
     Case("clipped_one_kv_head", {"clip_qkv": 0.9, "n_kv_heads": 1, **PLAIN}, seed=1),
@@ -227,6 +227,12 @@ def _both_penalties(
 
 # Generation blocks of 64 count from the prompt's end: on the attention grid after a multiple of 64, off it otherwise.
 GENERATIONS = [
+    # One token a step, from prompts of one token, of about an attention block, and of many.
+    *_both_penalties("released", 1, 128, 128, (1, 1)),
+    *_both_penalties("released", 63, 128, 128, (2, 3)),
+    *_both_penalties("released", 64, 128, 128, (1, 2)),
+    *_both_penalties("released", 65, 128, 128, (1, 1)),
+    *_both_penalties("released", 500, 128, 128, (3, 2)),
     *_both_penalties("released", 1, 64, 64, (3, 6)),
     *_both_penalties("released", 29, 128, 128, (1, 10)),
     *_both_penalties("released", 64, 64, 16, (3, 10)),
