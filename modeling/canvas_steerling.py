@@ -86,6 +86,11 @@ class Canvas:
         return not self.blocks
 
     @property
+    def committed(self) -> int:
+        """Number of tokens that have been decided."""
+        return int((self.step_map >= 0).sum())
+
+    @property
     def planned(self) -> int:
         """Number of forward passes that the schedule still has."""
         return sum(len(block.counts) for block in self.blocks)

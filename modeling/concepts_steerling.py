@@ -30,6 +30,14 @@ class SteerlingConceptOutput(ModelOutput):
     weights: torch.FloatTensor | None = None
 
 
+class SteerlingResidual(nn.Module):
+    """What the concepts do not explain of a hidden state; a module, so that hooks can change it as they change a head."""
+
+    def forward(self, hidden_states: torch.Tensor, explained: torch.Tensor) -> torch.Tensor:
+        """Epsilon (..., D) of hidden states (..., D) and the sum of both heads' untouched features (..., D)."""
+        return hidden_states - explained
+
+
 class SteerlingConceptTable(nn.Module):
     """
     A matrix that is read in pieces. Its `forward` lends the weight to a function, because accelerate brings offloaded
@@ -132,6 +140,29 @@ class SteerlingConceptHead(nn.Module):
         """Embeddings of the concepts `indices` (ids of this head, any shape), of shape `(*indices.shape, D)`."""
         return self._expand(self._values(lambda table, ids: nn.functional.embedding(ids, table), indices))
 
+    def weights_of(
+        self, hidden_states: torch.Tensor, top: torch.Tensor, top_weights: torch.Tensor, concepts: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Weights with which concepts enter the features of hidden states, 0 outside the top k.
+
+        Args:
+            hidden_states: (n, D).
+            top: (n, k) concepts that `forward` reports of them.
+            top_weights: (n, k) weights that it reports.
+            concepts: (m,) ids of this head.
+
+        Returns:
+            (n, m), float32.
+        """
+        if self.topk is None:
+            return self._keys(self._score, self._query(hidden_states), concepts).sigmoid()
+        if self.topk_features is not None and self.topk_features > self.topk:
+            top, top_weights = self._keys(self._strongest, self._query(hidden_states))
+        elif self.topk_features is not None:
+            top, top_weights = top[:, : self.topk_features], top_weights[:, : self.topk_features]
+        return (top_weights[..., None] * (top[..., None] == concepts)).sum(dim=-2)
+
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is compared with the rows of the key table: of width D, or of the factorisation's rank."""
         if not self.use_attention:
@@ -145,7 +176,7 @@ class SteerlingConceptHead(nn.Module):
             return values
         return self.embedding_basis(lambda basis, x: x.to(basis.dtype) @ basis.T, values)
 
-    def _score(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice) -> torch.Tensor:
+    def _score(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
         keys = keys[concepts]
         if self.factorized:
             query, keys = query.float(), keys.float()
@@ -201,4 +232,4 @@ def _weighted_sum(values: torch.Tensor, indices: torch.Tensor, weights: torch.Te
     return nn.functional.embedding_bag(indices, values, per_sample_weights=weights.to(values.dtype), mode="sum")
 
 
-__all__ = ["SteerlingConceptHead", "SteerlingConceptOutput", "SteerlingConceptTable"]
+__all__ = ["SteerlingConceptHead", "SteerlingConceptOutput", "SteerlingConceptTable", "SteerlingResidual"]

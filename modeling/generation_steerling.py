@@ -27,7 +27,9 @@ from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
+from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
+from .steered_steerling import SteerableMixin
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
 from .windows_steerling import WindowEncoder
 
@@ -47,6 +49,7 @@ class SteerlingGenerateOutput(ModelOutput):
         log_probabilities (`torch.FloatTensor` of shape `(rows, T)`): With `output_scores=True`, the logarithm of each
             decided token's probability when it was decided, before what only shapes the sampling; 0 elsewhere.
         past_key_values (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
+        steering (`SteeringReport`): With `steering`, what its operations changed where.
     """
 
     sequences: torch.Tensor | None = None
@@ -54,9 +57,10 @@ class SteerlingGenerateOutput(ModelOutput):
     tokens_per_forward: torch.Tensor | None = None
     log_probabilities: torch.Tensor | None = None
     past_key_values: SteerlingCache | None = None
+    steering: SteeringReport | None = None
 
 
-class SteerlingGenerationMixin(GenerationMixin):
+class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     """`generate` for a model that has `transformer`, `compute_logits` and a Steerling configuration."""
 
     config: Any
@@ -77,6 +81,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         *,
         streamer: BaseStreamer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        steering: Any = None,
         custom_generate: Any = None,
         **kwargs,
     ) -> SteerlingGenerateOutput | torch.Tensor:
@@ -112,6 +117,8 @@ class SteerlingGenerationMixin(GenerationMixin):
             streamer: Receives the prompts, then each block as it is complete, both of shape (rows, tokens); one that
                 has `put_draft` also receives the undecided block after each step.
             tokenizer: Needed for `stop_strings`.
+            steering: Operations or recipes for this call, after those that the model has: one for all rows, a tuple of
+                them, or a list with an entry for each prompt (`None` for none).
             custom_generate: A decoding method in place of this one, as in transformers. It is called with what this one
                 would be: the user's own stopping criteria only, and no processors that only shape the sampling.
             kwargs: `attention_mask`, 0 for padding on either side (rows come back padded on the left);
@@ -129,6 +136,10 @@ class SteerlingGenerationMixin(GenerationMixin):
         output: Any  # the library names its own classes
         try:
             if custom_generate is not None:
+                if steering is not None:
+                    raise ValueError(
+                        "`steering` is for this model's own decoding: with `custom_generate`, use model.steer()."
+                    )
                 arguments |= {"streamer": streamer, "tokenizer": tokenizer, "custom_generate": custom_generate}
                 output = super().generate(inputs, **arguments)
                 return output
@@ -139,7 +150,9 @@ class SteerlingGenerationMixin(GenerationMixin):
 
             # The library hands neither streamer nor tokenizer on to a decoding method that is a callable.
             def decode(model, *args, **prepared):
-                return model._unmask(*args, **prepared, streamer=streamer, tokenizer=tokenizer, started=started)
+                return model._unmask(
+                    *args, **prepared, streamer=streamer, tokenizer=tokenizer, steering=steering, started=started
+                )
 
             output = super().generate(inputs, custom_generate=decode, **arguments)
             return output
@@ -155,6 +168,7 @@ class SteerlingGenerationMixin(GenerationMixin):
         generation_config: Any,
         streamer: BaseStreamer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        steering: Any = None,
         started: float = 0.0,
         **model_kwargs,
     ) -> SteerlingGenerateOutput | torch.Tensor:
@@ -203,7 +217,10 @@ class SteerlingGenerationMixin(GenerationMixin):
             step=step,
         )
         # 3.
-        with packed_weights(self.transformer, passes=max(canvas.planned for canvas in canvases)):
+        with (
+            packed_weights(self.transformer, passes=max(canvas.planned for canvas in canvases)),
+            self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
+        ):
             unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
         encoder.restore_order(canvases)
         # 4.
@@ -219,6 +236,7 @@ class SteerlingGenerationMixin(GenerationMixin):
             if generation_config.output_scores
             else None,
             past_key_values=cache,
+            steering=report,
         )
 
     def _compiled_backbone(self, compile_config: Any) -> Callable:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,11 +12,11 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .concepts_steerling import SteerlingConceptHead, SteerlingConceptTable
+from .concepts_steerling import SteerlingConceptHead, SteerlingConceptOutput, SteerlingConceptTable, SteerlingResidual
 from .configuration_steerling import SteerlingConfig
 from .generation_steerling import SteerlingGenerationMixin
 from .loss_steerling import (
@@ -30,58 +29,10 @@ from .loss_steerling import (
     noise_batch,
     unexplained,
 )
+from .outputs_steerling import SteerlingConcepts, SteerlingOutput
 from .packing_steerling import SteerlingLinear
 
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
-
-
-@dataclass
-class SteerlingConcepts(ModelOutput):
-    """
-    The decomposition of the last hidden state: `composed = known_features + unknown_features + epsilon`.
-
-    Args:
-        hidden (`torch.Tensor` of shape `(B, T, D)`): The last hidden state.
-        known_features, unknown_features (`torch.Tensor` of shape `(B, T, D)`): What either head explains.
-        epsilon (`torch.Tensor` of shape `(B, T, D)`): What neither explains; zero without epsilon correction.
-        composed (`torch.Tensor` of shape `(B, T, D)`): What the vocabulary projection reads.
-        known_indices, unknown_indices (`torch.LongTensor` of shape `(B, T, k)`): Concepts, strongest first.
-        known_weights, unknown_weights (`torch.FloatTensor` of shape `(B, T, k)`): Their weights in 0..1.
-    """
-
-    hidden: torch.Tensor | None = None
-    known_features: torch.Tensor | None = None
-    unknown_features: torch.Tensor | None = None
-    epsilon: torch.Tensor | None = None
-    composed: torch.Tensor | None = None
-    known_indices: torch.LongTensor | None = None
-    known_weights: torch.FloatTensor | None = None
-    unknown_indices: torch.LongTensor | None = None
-    unknown_weights: torch.FloatTensor | None = None
-
-
-@dataclass
-class SteerlingOutput(ModelOutput):
-    """
-    Output of `SteerlingForDiffusionLM`.
-
-    Args:
-        loss (`torch.Tensor` of shape `()`): Given `labels`, the training loss.
-        diffusion_loss (`torch.Tensor` of shape `()`): Its part that bounds the negative log-likelihood per token, in nats.
-        logits (`torch.Tensor` of shape `(B, T, V)`): Scores of the token at each position itself (there is no shift by
-            one). `None` when `labels` are given: training projects only the masked targets.
-        past_key_values (`Cache`): Keys and values, if a cache is used.
-        hidden_states, attentions (`tuple[torch.Tensor]`): On request, as everywhere in transformers.
-        concepts (`SteerlingConcepts`): Given `output_concepts=True`.
-    """
-
-    loss: torch.Tensor | None = None
-    diffusion_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    concepts: SteerlingConcepts | None = None
 
 
 class SteerlingRMSNorm(nn.Module):
@@ -403,6 +354,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                     use_attention=config.use_attention_unknown,
                     factorized=config.factorize_unknown,
                 )
+            self.residual = SteerlingResidual()
         self.post_init()
 
     def save_pretrained(
@@ -502,9 +454,22 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
-        if self._heads_matter():
-            hidden_states = self.decompose(hidden_states)["composed"]
-        return self.transformer.lm_head(hidden_states)
+        return self.transformer.lm_head(self._compose(hidden_states))
+
+    def _compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`decompose(...).composed`, by way of the heads that can make it differ from the hidden states."""
+        if self.known_head is None:
+            return hidden_states
+        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
+        without_epsilon = self.unknown_head is not None and not self.config.use_epsilon_correction
+        if without_epsilon or _is_hooked(self.residual):
+            return self.decompose(hidden_states)["composed"]
+        # Epsilon closes the sum to the hidden states, so only what hooks change in the features is left.
+        composed = hidden_states
+        for head in filter(_is_hooked, heads):
+            untouched, output = _run_head(head, hidden_states)
+            composed = composed + (output.features - untouched)
+        return composed
 
     def decompose(self, hidden_states: torch.Tensor) -> SteerlingConcepts:
         """
@@ -518,18 +483,16 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             raise ValueError(
                 "This checkpoint has no concept heads (interpretable=False), so it has no concepts to show."
             )
-        known = self.known_head(hidden_states)
+        untouched, known = _run_head(self.known_head, hidden_states)
         features, unknown_features = known.features, torch.zeros_like(hidden_states)
         unknown = None
         if self.unknown_head is not None:
-            unknown = self.unknown_head(hidden_states)
-            unknown_features = unknown.features
-        epsilon = torch.zeros_like(hidden_states)
+            untouched_unknown, unknown = _run_head(self.unknown_head, hidden_states)
+            untouched, unknown_features = untouched + untouched_unknown, unknown.features
+        epsilon = self.residual(hidden_states, untouched)
         # Without a discovered head the residual takes its place, whatever the configuration says of epsilon.
-        if self.config.use_epsilon_correction or unknown is None:
-            epsilon = hidden_states - self._untouched(self.known_head, hidden_states, features)
-            if self.unknown_head is not None:
-                epsilon = epsilon - self._untouched(self.unknown_head, hidden_states, unknown_features)
+        if unknown is not None and not self.config.use_epsilon_correction:
+            epsilon = torch.zeros_like(hidden_states)
         return SteerlingConcepts(
             hidden=hidden_states,
             known_features=features,
@@ -541,17 +504,6 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             unknown_indices=unknown.indices if unknown is not None else None,
             unknown_weights=unknown.weights if unknown is not None else None,
         )
-
-    @staticmethod
-    def _untouched(head: nn.Module, hidden_states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        return head.forward(hidden_states).features if head._forward_hooks else features
-
-    def _heads_matter(self) -> bool:
-        if self.known_head is None:
-            return False
-        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for head in heads for part in head.modules())
-        return hooked or (self.unknown_head is not None and not self.config.use_epsilon_correction)
 
     def _training_forward(self, batch: NoisedBatch, concept_labels, num_items_in_batch, **kwargs) -> SteerlingOutput:
         if concept_labels is not None:
@@ -585,6 +537,24 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 parts = (states[annotated], concepts[annotated], weights[annotated])
                 loss = loss + self.config.known_loss_coef * annotation_loss(known_head, *parts)
         return loss
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def _run_head(head: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, SteerlingConceptOutput]:
+    """Features (..., D) as they are before any hook on the head changes them, and the head's output."""
+    if not head._forward_hooks:
+        output = head(hidden_states)
+        return output.features, output
+    untouched = []
+    first = head.register_forward_hook(lambda _m, _a, output: untouched.append(output.features.clone()), prepend=True)
+    try:
+        output = head(hidden_states)
+    finally:
+        first.remove()
+    return untouched[0], output
 
 
 __all__ = [

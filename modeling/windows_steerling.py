@@ -8,6 +8,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .cache_steerling import SteerlingCache
 from .canvas_steerling import Canvas
+from .steered_steerling import Steering
 
 PIECE = 512  # positions of a long prompt that are computed at a time
 
@@ -55,6 +56,7 @@ class WindowEncoder:
         # The canvases in the order of their rows in the cache.
         self.order = list(canvases)
         self.copies = copies
+        self.steering: Steering | None = None  # is told of every pass
         # Last hidden states (1 or 2, block, D) of each canvas's current block, by the canvas's number.
         self.states: dict[int, torch.Tensor] = {}
         # The mask of the last pass, and what it depends on: most steps move no window.
@@ -73,12 +75,15 @@ class WindowEncoder:
             guided canvases come second.
         """
         if self.cache is not None:
+            self._forget_what_changed(self.cache, live)
             self._commit(self.cache, live, self.longest)
             self._move_to_the_front(self.cache, live)
         canvases = list(live) if self.width is None else self.order
         stops = [canvas.computed + 1 if canvas.finished else canvas.visible for canvas in canvases]
         width = self.width or max(stop - canvas.computed for canvas, stop in zip(canvases, stops))
         windows = self._forward(canvases, len(canvases) * self.lanes, width, stops, static=self.width is not None)
+        if self.steering is not None:
+            self.steering.choose(live, self.lanes, masked)
         chosen = []
         for row, (canvas, stop) in enumerate(zip(canvases, stops)):
             if not canvas.finished:
@@ -88,6 +93,13 @@ class WindowEncoder:
             states = self.states[canvas.index]
             chosen.append(states[:, (positions - canvas.blocks[0].start).to(states.device)])
         return torch.cat(chosen, dim=1)
+
+    def _forget_what_changed(self, cache: SteerlingCache, live: Sequence[Canvas]) -> None:
+        """Where operations have begun or ended, masked positions have other keys and values now."""
+        for canvas in live if self.steering is not None else []:
+            if self.steering.changed(canvas):
+                # In the second row of a guided canvas the whole prompt is masked.
+                self._note_final(cache, canvas, canvas.cached if self.lanes == 1 else 0)
 
     def _keep_states(self, canvas: Canvas, window: torch.Tensor) -> None:
         """Take over what a window (1 or 2, W, D) has of the current block; what it has not is as it was."""
@@ -123,9 +135,11 @@ class WindowEncoder:
             copies = 1
         self.order = canvases[::copies]
         cache.start(len(self.order) * self.lanes)
+        # What another steering made of a masked prompt is no use.
+        reusable = self.steering is None or self.lanes == 1
         for row, canvas in enumerate(self.order):
             agreed = min(cache.agreement(row * self.lanes + i, ids) for i, ids in enumerate(self._ids(canvas)))
-            self._note_final(cache, canvas, min(agreed, canvas.final) // self.grid * self.grid)
+            self._note_final(cache, canvas, min(agreed, canvas.final) // self.grid * self.grid if reusable else 0)
         self._commit(cache, self.order, self.longest if copies == 1 else 0)
         if copies > 1:
             leaders = [leader for leader in self.order for _ in range(copies)]
@@ -169,6 +183,8 @@ class WindowEncoder:
             self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
         mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
+        if self.steering is not None:
+            self.steering.begin(canvases, self.lanes, ids, positions.cpu())
         hidden_states = (self.step if static else self.transformer)(
             input_ids=ids.to(self.device),
             attention_mask={"full_attention": mask},

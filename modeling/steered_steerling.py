@@ -1,0 +1,314 @@
+"""A model under steering: attaching operations, and telling their hooks about each forward pass."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .canvas_steerling import Canvas
+from .hooks_steerling import ForwardContext, Places, SteeringReport
+from .steering_steerling import HookBuilder, Operation
+
+
+class SteeringHandle:
+    """
+    Operations that are attached to a model.
+
+    Attributes:
+        report: What they have changed so far, a `SteeringReport`.
+    """
+
+    def __init__(self, steering: "Steering", builders: list[HookBuilder], report: SteeringReport):
+        self._steering, self._builders, self.report = steering, builders, report
+
+    def remove(self) -> None:
+        """Take the operations off; a second time does nothing."""
+        self._steering.detach(self._builders)
+        self._builders = []
+
+
+class Steering:
+    """
+    The operations on one model, in the order in which they were attached, and its present forward pass.
+
+    In `generate`, the loop announces every pass (`begin`, `choose`, `end`). Any other call of the backbone is seen by
+    a hook of its own, and there the prompt of a row ends with its first masked position.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.context = ForwardContext()
+        self.builders: list[HookBuilder] = []
+        self.announced = False
+        self.states: dict[int, tuple[bool, ...]] = {}  # of each canvas, what `changed` saw last
+        self.handles: list[Any] = []
+
+    def attach(
+        self, operations: Sequence[Operation], rows: set[int] | None, report: SteeringReport
+    ) -> list[HookBuilder]:
+        """Register hooks for operations that have been checked; all or none."""
+        builders: list[HookBuilder] = []
+        try:
+            for operation in operations:
+                builder = HookBuilder(operation, rows, self.context, report)
+                builders.append(builder)
+                with self.suspended():
+                    operation.attach(self.model, builder)
+        except BaseException:
+            for builder in builders:
+                builder.remove()
+            raise
+        if not self.builders and builders:
+            self.handles = [
+                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                self.model.register_forward_hook(self._after_model, always_call=True),
+                self.model.transformer.register_forward_pre_hook(self._before_backbone, with_kwargs=True),
+            ]
+        self.builders.extend(builders)
+        return builders
+
+    def detach(self, builders: list[HookBuilder]) -> None:
+        """Take operations off, and with the last of them everything else."""
+        for builder in builders:
+            builder.remove()
+        self.builders = [builder for builder in self.builders if builder not in builders]
+        if not self.builders:
+            for handle in self.handles:
+                handle.remove()
+            self.handles = []
+            self.model._steering = None
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Nothing is steered in this context."""
+        before, self.context.suspended = self.context.suspended, True
+        for builder in self.builders:
+            for injection in builder.injections:
+                injection.amount = None
+        try:
+            yield
+        finally:
+            self.context.suspended = before
+
+    # In generate
+
+    def start(self, canvases: Sequence[Canvas]) -> None:
+        """Before the first pass: which rows meet the conditions of which operations."""
+        prompts = [canvas.tokens[: canvas.prompt] for canvas in canvases]
+        mask = self.model.config.mask_token_id
+        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
+        self._weigh_conditions(ids, ids != mask, [canvas.index for canvas in canvases])
+        self.states = {canvas.index: self._state(canvas) for canvas in canvases}
+
+    def changed(self, canvas: Canvas) -> bool:
+        """Whether operations have begun or ended in a row since this was last asked."""
+        before, self.states[canvas.index] = self.states[canvas.index], self._state(canvas)
+        return self.states[canvas.index] != before
+
+    def _state(self, canvas: Canvas) -> tuple[bool, ...]:
+        cutoffs = (builder.scope.cutoff for builder in self.builders)
+        return tuple(cutoff is None or canvas.committed < cutoff for cutoff in cutoffs)
+
+    def begin(self, canvases: Sequence[Canvas], lanes: int, ids: torch.Tensor, positions: torch.Tensor) -> None:
+        """Announce a pass over windows (rows, W) of canvases, each of which has `lanes` rows."""
+        places = _places(canvases, [lanes] * len(canvases), positions, ids == self.model.config.mask_token_id)
+        if lanes == 2:
+            places.blind[1::2] = True
+        self._prepare(places)
+        self.announced = True
+
+    def choose(self, canvases: Sequence[Canvas], lanes: int, masked: Sequence[torch.Tensor]) -> None:
+        """Announce the heads and logits of masked positions (n_i,) of canvases, lane by lane."""
+        positions = torch.cat(list(masked))
+        places = _places(
+            canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
+        )
+        self.context.chosen = places[torch.arange(len(positions)).repeat(lanes)]
+        self.context.chosen.blind[len(positions) :] = True
+
+    def end(self) -> None:
+        """The pass is over."""
+        self.announced, self.context.window, self.context.chosen = False, None, None
+
+    # In forward
+
+    def _before_model(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is not None:
+            raise ValueError("`labels` cannot be given while the model is steered: compute the loss from the logits.")
+        self.context.keep = kwargs.get("logits_to_keep", 0)
+
+    def _after_model(self, *_: Any) -> None:
+        self.context.window, self.context.keep = None, 0
+
+    def _before_backbone(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.announced or self.context.suspended:
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError(
+                "A steered model needs `input_ids`: `inputs_embeds` do not tell which positions are masked."
+            )
+        ids, text = ids.cpu(), kwargs.get("attention_mask")
+        text = torch.ones_like(ids) if not isinstance(text, torch.Tensor) or text.dim() != 2 else text.cpu()
+        text = text[:, -ids.shape[1] :].bool()
+        positions = kwargs.get("position_ids")
+        positions = text.long().cumsum(-1) - 1 if positions is None else positions.cpu().expand(ids.shape)
+        masked = (ids == self.model.config.mask_token_id) & text
+        with torch.no_grad():
+            self._weigh_conditions(ids, text & ~masked, list(range(len(ids))))
+        clean = ~masked.any(-1, keepdim=True) & text
+        first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
+        prompts = torch.where(masked.any(-1, keepdim=True), first, 0)
+        zero = torch.zeros_like(positions)
+        rows = torch.arange(len(ids))[:, None].expand_as(ids)
+        self._prepare(
+            Places(rows, positions, positions - prompts, masked, clean, zero, zero, torch.zeros_like(masked))
+        )
+
+    def _prepare(self, places: Places) -> None:
+        self.context.window, device = places, self.model.device
+        for builder in self.builders:
+            for injection in builder.injections:
+                injection.prepare(places, device)
+
+    def _weigh_conditions(self, ids: torch.Tensor, text: torch.Tensor, rows: list[int]) -> None:
+        for builder in self.builders:
+            condition = builder.operation.condition
+            if condition is not None:
+                with self.suspended():
+                    holds = condition.holds(self.model, ids.to(self.model.device), text.to(self.model.device))
+                allowed = {row for row, held in zip(rows, holds.tolist()) if held}
+                builder.scope.rows = allowed if builder.rows is None else allowed & builder.rows
+
+
+class SteerableMixin:
+    """`steer` and `add_steering` for a model that has `transformer`, heads and a Steerling configuration."""
+
+    config: Any
+    _steering: Steering | None = None
+
+    def add_steering(self, *operations: Any) -> SteeringHandle:
+        """
+        Attach operations (or recipes) to the model until the handle removes them. They act in `generate` and in
+        `forward`, at masked positions, after those that were attached before.
+
+        Raises:
+            ValueError: An operation does not suit the model; nothing is attached then.
+        """
+        return self._attach([(operation, None) for operation in flatten_operations(self, operations)])
+
+    @contextmanager
+    def steer(self, *operations: Any) -> Iterator[SteeringHandle]:
+        """`add_steering` for the length of a `with` block, which gives the handle."""
+        handle = self.add_steering(*operations)
+        try:
+            yield handle
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _steered(
+        self, steering: Any, canvases: Sequence[Canvas], copies: int
+    ) -> Iterator[tuple[Steering | None, SteeringReport | None]]:
+        """The model under `steering` of `generate` as well, ready for the first pass; and the report of these operations."""
+        operations = operations_by_row(self, steering, len(canvases), copies)
+        handle = self._attach(operations) if operations else None
+        try:
+            if self._steering is not None:
+                self._steering.start(canvases)
+            yield self._steering, handle.report if handle else None
+        finally:
+            if self._steering is not None:
+                self._steering.end()
+            if handle is not None:
+                handle.remove()
+
+    def _attach(self, operations: Sequence[tuple[Operation, set[int] | None]]) -> SteeringHandle:
+        """Attach operations, each for the rows of these numbers or for all."""
+        steering = self._steering or Steering(self)
+        report, builders = SteeringReport(), []
+        try:
+            for operation, rows in operations:
+                builders += steering.attach([operation], rows, report)
+                self._steering = steering
+        except BaseException:
+            steering.detach(builders)
+            raise
+        return SteeringHandle(steering, builders, report)
+
+
+def flatten_operations(model: Any, operations: Any) -> list[Operation]:
+    """
+    The operations in an operation, a recipe, a sequence of such or `None`, checked.
+
+    Raises:
+        ValueError: Something is no operation, or does not suit the model.
+    """
+    if operations is None:
+        return []
+    if isinstance(operations, (list, tuple)):
+        return [single for part in operations for single in flatten_operations(model, part)]
+    if hasattr(operations, "operations"):  # a recipe, which checks what it was made for
+        operations.check(model)
+        return flatten_operations(model, list(operations.operations))
+    if not hasattr(operations, "attach"):
+        raise ValueError(f"`steering` has {operations!r}: give operations such as Amplify(12), or recipes.")
+    operations.check(model.config)
+    return [operations]
+
+
+def operations_by_row(model: Any, steering: Any, rows: int, copies: int) -> list[tuple[Operation, set[int] | None]]:
+    """
+    `steering` of `generate`: each operation with the numbers of its rows, `None` for all.
+
+    Args:
+        model: The model.
+        steering: An operation or a recipe, for all rows; or a list with an entry for each prompt, which may be `None`, an
+            operation, a recipe or a tuple of those.
+        rows: Rows of the output.
+        copies: Rows of each prompt.
+
+    Raises:
+        ValueError: The list has another length, or something does not suit the model.
+    """
+    if not isinstance(steering, list):
+        return [(operation, None) for operation in flatten_operations(model, steering)]
+    if len(steering) * copies != rows:
+        raise ValueError(
+            f"`steering` has {len(steering)} entries for {rows // copies} prompts: give one each, or a tuple for all rows."
+        )
+    chosen: list[tuple[Operation, set[int]]] = []
+    for number, entry in enumerate(steering):
+        for operation in flatten_operations(model, entry):
+            same = next((known for known, _ in chosen if known == operation), None)
+            if same is None or number in next(rows for known, rows in chosen if known is same):
+                chosen.append((operation, set()))
+                same = operation
+            next(rows for known, rows in chosen if known is same).update(range(number * copies, (number + 1) * copies))
+    return list(chosen)
+
+
+def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Tensor, masked: torch.Tensor) -> Places:
+    """Places of positions (rows, W) or (n,), where each canvas has so many rows, or so many of the n."""
+
+    def spread(values: list[int]) -> torch.Tensor:
+        lines = torch.tensor(values).repeat_interleave(torch.tensor(repeats))
+        return (lines[:, None] if positions.dim() == 2 else lines).expand(positions.shape)
+
+    return Places(
+        row=spread([canvas.index for canvas in canvases]),
+        position=positions,
+        offset=positions - spread([canvas.prompt for canvas in canvases]),
+        masked=masked,
+        clean=torch.zeros_like(masked),
+        committed=spread([canvas.committed for canvas in canvases]),
+        step=spread([canvas.forwards for canvas in canvases]),
+        blind=torch.zeros_like(masked),
+    )
+
+
+__all__ = ["SteerableMixin", "Steering", "SteeringHandle", "operations_by_row"]

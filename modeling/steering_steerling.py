@@ -1,0 +1,552 @@
+"""Steering: operations that push concepts up or down, as plain forward hooks that come off without a trace."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+
+from .concepts_steerling import SteerlingConceptOutput
+from .hooks_steerling import (
+    AddDirection,
+    ChangeWeights,
+    DropResidual,
+    ForwardContext,
+    ImitateFeatures,
+    Scope,
+    SteeringReport,
+    SubtractFromLogits,
+)
+
+# Rows of a target text that are computed at a time.
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    Lets an operation act only in rows whose prompt shows a concept: the pooled weight of the concept over the prompt's
+    tokens, of the unsteered model, is at least `threshold`. In `forward`, the prompt is all that is not masked.
+
+    Args:
+        concept: A known or discovered concept's id, as in operations.
+        threshold: In 0..1; a concept outside the top k of a position has weight 0 there.
+        pooling: "max" or "mean" over tokens.
+    """
+
+    concept: int
+    threshold: float
+    pooling: Literal["max", "mean"] = "max"
+
+    def check(self, config: Any) -> None:
+        """
+        Raises:
+            ValueError: The condition does not suit a model of this configuration; the message says why.
+        """
+        _check_concepts((self.concept,), config, "condition.concept")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"`condition.threshold` is {self.threshold}: concepts have weights in 0..1, so choose from there."
+            )
+        _check_choice("condition.pooling", self.pooling, ("max", "mean"))
+
+    def holds(self, model: Any, ids: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """(B,) bool for (B, T) token ids and (B, T) bool, where they are text to be looked at."""
+        head, (index,) = split_concepts(model, (self.concept,))[0]
+        hidden_states = model.transformer(input_ids=ids, attention_mask=text.long()).last_hidden_state
+        states, concept = hidden_states[text], torch.tensor([index], device=hidden_states.device)
+        output = head.forward(states)
+        weights = head.weights_of(states, output.indices, output.weights, concept)[:, 0]
+        pooled = weights.new_zeros(text.shape).masked_scatter(text, weights)
+        pooled = pooled.amax(-1) if self.pooling == "max" else pooled.sum(-1) / text.sum(-1).clamp(min=1)
+        return pooled >= self.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation(ABC):
+    """
+    A change that steering makes. Concepts have one number each: known ones count from 0, discovered ones go on behind
+    them (`config.n_concepts + index`), as in the released label file.
+
+    Args:
+        condition: Act only in rows for which it holds.
+        clean_rows: In `forward`, act on all positions of rows that hold no mask token; by default steering acts on
+            masked positions only.
+    """
+
+    condition: Condition | None = None
+    clean_rows: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the operation, as recipes and reports have it."""
+        return type(self).__name__
+
+    def check(self, config: Any) -> None:
+        """
+        Raises:
+            ValueError: The operation does not suit a model of this configuration; the message names the field.
+        """
+        if not config.interpretable:
+            raise ValueError(
+                "This checkpoint has no concept heads (interpretable=False), so it cannot be steered by concepts."
+            )
+        if self.condition is not None:
+            self.condition.check(config)
+
+    @abstractmethod
+    def attach(self, model: Any, hooks: "HookBuilder") -> None:
+        """Register the operation's hooks on a model."""
+
+    def parts(self) -> tuple["Operation", ...]:
+        """What the operation is made of."""
+        return (self,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields that differ from their defaults, and the name as `operation`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        if self.condition is not None:
+            given["condition"] = vars(self.condition)
+        return {"operation": self.name, **{key: _as_json(value) for key, value in given.items()}}
+
+
+class HookBuilder:
+    """
+    Registers hooks for an operation.
+
+    Args:
+        operation: The operation.
+        rows: Numbers of the rows that it is for, `None` for all.
+        context: The model's present pass.
+        report: Is told of every change.
+    """
+
+    def __init__(self, operation: Operation, rows: set[int] | None, context: ForwardContext, report: SteeringReport):
+        self.operation, self.rows, self.context, self.report = operation, rows, context, report
+        self.handles: list[Any] = []
+        self.injections: list[AddDirection] = []
+        self.scope = Scope(
+            rows,
+            getattr(operation, "window", None),
+            getattr(operation, "cutoff", None),
+            operation.clean_rows,
+        )
+
+    @property
+    def common(self) -> tuple[str, Scope, SteeringReport, ForwardContext]:
+        """The arguments that all hooks have."""
+        return self.operation.name, self.scope, self.report, self.context
+
+    def put(self, module: torch.nn.Module, hook: Any) -> None:
+        """Register a hook on a module."""
+        self.handles.append(module.register_forward_hook(hook))
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Inject(Operation):
+    """
+    Adds a direction to the residual stream at masked positions, behind each of the chosen layers:
+
+        d = sum_c E_c / |sum_c E_c|,    h <- h + alpha * d
+        alpha = strength / max_v (lm_head[v] . d)  if normalized, so that the strength is a shift of logits
+        alpha = strength                           if not
+
+    Args:
+        concepts: Ids of the concepts c, one or several.
+        strength: Positive pushes towards the concepts, negative away from them.
+        normalized: Whether the strength is in units of the most aligned token's logit.
+        layers: A number: that layer, counted from 1, and all behind it; or the numbers of single layers. By default
+            the second half, as in the reference.
+        cutoff: Stop when so many tokens of a row are decided.
+        window: Offsets behind the prompt where to act, (first, one after the last).
+    """
+
+    concepts: int | Sequence[int]
+    strength: float
+    normalized: bool = True
+    layers: int | Sequence[int] | None = None
+    cutoff: int | None = None
+    window: tuple[int, int | None] | None = None
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        _check_concepts(_as_tuple(self.concepts), config)
+        _check_number("strength", self.strength)
+        for layer in () if self.layers is None else _as_tuple(self.layers):
+            if not 0 <= layer <= config.n_layers:
+                raise ValueError(f"`layers` has {layer}, but the model has the layers 1 to {config.n_layers}.")
+        _check_window(self.window)
+        _check_cutoff(self.cutoff)
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """One hook on each of the layers."""
+        direction, peak = concept_direction(model, _as_tuple(self.concepts))
+        count = model.config.n_layers
+        layers = count // 2 if self.layers is None else self.layers
+        chosen = range(max(layers, 1), count + 1) if isinstance(layers, int) else sorted(set(layers))
+        hook = AddDirection(
+            direction.to(model.dtype),
+            self.strength / peak if self.normalized else self.strength,
+            tuple(f"layer {layer}" for layer in chosen),
+            *hooks.common,
+        )
+        hooks.injections.append(hook)
+        for layer in chosen:
+            hooks.put(model.transformer.blocks[layer - 1], hook)
+
+
+@dataclass(frozen=True)
+class SuppressTokens(Operation):
+    """
+    Lowers the tokens that concepts promote, and no others: `logits <- logits - strength * sum_c relu(lm_head E_c)`.
+
+    Args:
+        concepts: Ids of the concepts c, one or several.
+        strength: 0 or more.
+        window: Offsets behind the prompt where to act, (first, one after the last).
+    """
+
+    concepts: int | Sequence[int]
+    strength: float = 20.0
+    window: tuple[int, int | None] | None = None
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        _check_concepts(_as_tuple(self.concepts), config)
+        _check_number("strength", self.strength, minimum=0)
+        _check_window(self.window)
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """One hook on `lm_head`."""
+        promoted = torch.stack([project(model, row) for row in embed_concepts(model, _as_tuple(self.concepts))])
+        hook = SubtractFromLogits(self.strength * promoted.relu().sum(dim=0), *hooks.common)
+        hooks.put(model.transformer.lm_head, hook)
+
+
+@dataclass(frozen=True)
+class SetConcepts(Operation):
+    """
+    Changes the weights of concepts in the decomposition of the last hidden state, behind the top-k selection:
+
+        composed <- composed + sum_c (w'_c - w_c) E_c,    w' = value, value * w or w + value
+
+    where w_c is 0 for a concept outside the top k. Epsilon is that of the untouched decomposition, and stays or goes.
+
+    Args:
+        concepts: Ids of the concepts c, known or discovered.
+        value: What `mode` makes of it.
+        mode: "set" the weights, "scale" them or "add" to them.
+        keep_epsilon: Whether what the concepts do not explain remains in the sum.
+        window: Offsets behind the prompt where to act, (first, one after the last).
+    """
+
+    concepts: int | Sequence[int]
+    value: float
+    mode: Literal["set", "scale", "add"] = "set"
+    keep_epsilon: bool = True
+    window: tuple[int, int | None] | None = None
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        _check_concepts(_as_tuple(self.concepts), config)
+        _check_number("value", self.value)
+        _check_choice("mode", self.mode, ("set", "scale", "add"))
+        _check_window(self.window)
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """A hook on each head that has some of the concepts, and one on the residual if it has to go."""
+        for head, indices in split_concepts(model, _as_tuple(self.concepts)):
+            hook = ChangeWeights(head_name(model, head), torch.tensor(indices), self.mode, self.value, *hooks.common)
+            hooks.put(head, hook)
+        if not self.keep_epsilon:
+            hooks.put(model.residual, DropResidual(*hooks.common))
+
+
+@dataclass(frozen=True)
+class Imitate(Operation):
+    """
+    Gives the generated positions the concepts of a target text:
+
+        features <- (1 - strength) * features + strength * sum_c p_c E_c
+
+    in both heads, with the weights p_c of the target's concepts: those that the model has when it writes the target,
+    each of its positions masked in turn and all others given.
+
+    Args:
+        target: Token ids of the text.
+        context: Token ids before it, such as the chat prompt that it would answer.
+        strength: 0 (nothing) to 1 (the target's concepts only).
+        top_n: Only so many of the strongest concepts of each head and position; by default the head's top k.
+        pooled: The mean profile at all generated positions, instead of the target's i-th at the i-th.
+        keep_epsilon: Whether what concepts do not explain of the model's own hidden state remains in the sum.
+    """
+
+    target: Sequence[int]
+    context: Sequence[int] = ()
+    strength: float = 1.0
+    top_n: int | None = None
+    pooled: bool = False
+    keep_epsilon: bool = False
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        ids = [*self.target, *self.context]
+        if not self.target or not all(0 <= token < config.vocab_size for token in ids):
+            raise ValueError(
+                f"`target` and `context` take token ids from 0 to {config.vocab_size - 1}, at least one in `target`."
+            )
+        if len(ids) > config.block_size:
+            raise ValueError(
+                f"`target` and `context` have {len(ids)} tokens, but the model's context is {config.block_size}."
+            )
+        if not 0 < self.strength <= 1:
+            raise ValueError(
+                f"`strength` is {self.strength}: choose above 0 (nothing) and up to 1 (the target's concepts only)."
+            )
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"`top_n` is {self.top_n}: ask for 1 concept or more.")
+
+    @property
+    def window(self) -> tuple[int, int | None]:
+        """Offsets where the target has something to imitate."""
+        return (0, None) if self.pooled else (0, len(self.target))
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """A hook on each head, and one on the residual if it has to go."""
+        for head, profile in target_profile(model, self):
+            hooks.put(head, ImitateFeatures(head_name(model, head), profile, self.strength, *hooks.common))
+        if not self.keep_epsilon:
+            hooks.put(model.residual, DropResidual(*hooks.common))
+
+
+@dataclass(frozen=True)
+class Amplify(Operation):
+    """
+    Writes about concepts: an `Inject` that plants them early and leaves the rest to the model.
+
+    Args:
+        concepts: Ids of the concepts, one or several.
+        strength: In units of the most aligned token's logit.
+        layers: As in `Inject`. By default from a quarter of the depth on, which are the reference's 8 of 32 layers.
+        cutoff: Tokens until it stops.
+    """
+
+    concepts: int | Sequence[int]
+    strength: float = 8.0
+    layers: int | Sequence[int] | None = None
+    cutoff: int | None = 32
+
+    def check(self, config: Any) -> None:
+        self._inject(config.n_layers).check(config)
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """Those of `Inject`."""
+        self._inject(model.config.n_layers).attach(model, hooks)
+
+    def _inject(self, n_layers: int) -> Inject:
+        layers = max(1, n_layers // 4) if self.layers is None else self.layers
+        return Inject(
+            self.concepts,
+            self.strength,
+            layers=layers,
+            cutoff=self.cutoff,
+            condition=self.condition,
+            clean_rows=self.clean_rows,
+        )
+
+
+@dataclass(frozen=True)
+class Suppress(Operation):
+    """
+    Keeps off a concept: a negative `Inject` of it and of its group, and `SuppressTokens` of it alone.
+
+    Args:
+        concept: Id of the concept.
+        group: Ids of its relatives.
+        strength: Raw strength of the injection, negative.
+        layers: As in `Inject`.
+        token_strength: Strength of `SuppressTokens`.
+    """
+
+    concept: int
+    group: Sequence[int] = ()
+    strength: float = -7.0
+    layers: int | Sequence[int] | None = None
+    token_strength: float = 20.0
+
+    def check(self, config: Any) -> None:
+        for part in self.parts():
+            part.check(config)
+
+    def attach(self, model: Any, hooks: HookBuilder) -> None:
+        """Those of the parts."""
+        for part in self.parts():
+            part.attach(model, hooks)
+
+    def parts(self) -> tuple[Operation, ...]:
+        """An `Inject` and a `SuppressTokens`."""
+        common: dict[str, Any] = {"condition": self.condition, "clean_rows": self.clean_rows}
+        concepts = (self.concept, *(concept for concept in self.group if concept != self.concept))
+        inject = Inject(concepts, self.strength, normalized=False, layers=self.layers, **common)
+        return inject, SuppressTokens(self.concept, self.token_strength, **common)
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind for kind in (Inject, SuppressTokens, SetConcepts, Imitate, Amplify, Suppress)
+}
+
+
+def operation_from_dict(values: dict[str, Any]) -> Operation:
+    """
+    The operation of `Operation.to_dict`.
+
+    Raises:
+        ValueError: There is no such operation, or it has no such field.
+    """
+    values = dict(values)
+    name = values.pop("operation", None)
+    if name not in OPERATIONS:
+        raise ValueError(f"`operation` is {name!r}: choose one of {', '.join(OPERATIONS)}.")
+    kind = OPERATIONS[name]
+    if values.get("condition") is not None:
+        values["condition"] = Condition(**values["condition"])
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except TypeError as error:
+        names = ", ".join(field.name for field in fields(kind))
+        raise ValueError(f"{name} cannot have these fields: {error}; it has {names}.") from error
+
+
+# Concepts of a model
+
+
+def split_concepts(model: Any, concepts: Sequence[int]) -> list[tuple[Any, list[int]]]:
+    """The heads that have these concepts, each with its own indices of them."""
+    n_known = model.config.n_concepts
+    known = [concept for concept in concepts if concept < n_known]
+    discovered = [concept - n_known for concept in concepts if concept >= n_known]
+    return [pair for pair in ((model.known_head, known), (model.unknown_head, discovered)) if pair[1]]
+
+
+def head_name(model: Any, head: Any) -> str:
+    """Name of one of the model's heads."""
+    return "known_head" if head is model.known_head else "unknown_head"
+
+
+def embed_concepts(model: Any, concepts: Sequence[int]) -> torch.Tensor:
+    """(m, D) embeddings E_c, float32, those of known concepts first."""
+    parts = [
+        head.embeddings(torch.tensor(ids, device=model.device)).float()
+        for head, ids in split_concepts(model, concepts)
+    ]
+    return torch.cat([part.to(parts[0].device) for part in parts]).detach()
+
+
+def project(model: Any, vector: torch.Tensor) -> torch.Tensor:
+    """(V,) logits, float32, of a vector (D,), whatever hooks there are."""
+    return model.transformer.lm_head.forward(vector.float()[None])[0].detach()
+
+
+def concept_direction(model: Any, concepts: Sequence[int]) -> tuple[torch.Tensor, float]:
+    """Unit direction (D,) of concepts, float32, and the largest logit that it adds to a token, at least 1e-6."""
+    total = embed_concepts(model, concepts).sum(dim=0)
+    direction = total / total.norm().clamp(min=1e-12)
+    return direction, max(float(project(model, direction).max()), 1e-6)
+
+
+@torch.no_grad()
+def target_profile(model: Any, operation: Imitate) -> list[tuple[Any, SteerlingConceptOutput]]:
+    """For each head, what `ImitateFeatures` draws its features to: one line for each of the target's tokens, or one in all."""
+    ids = torch.tensor([*operation.context, *operation.target], device=model.device)
+    first, count = len(operation.context), len(operation.target)
+    states = []
+    for places in torch.arange(first, first + count, device=model.device).split(ROWS):
+        rows = ids.repeat(len(places), 1)
+        each = torch.arange(len(places), device=model.device)
+        rows[each, places] = model.config.mask_token_id
+        hidden_states = model.transformer(input_ids=rows).last_hidden_state
+        states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
+    profile = []
+    for head in (model.known_head, model.unknown_head):
+        if head is not None:
+            output = head.forward(torch.cat(states))
+            weights, indices = output.weights.float(), output.indices
+            if operation.pooled:
+                mean = weights.new_zeros(head.n_concepts).index_add_(0, indices.flatten(), weights.flatten()) / count
+                weights, indices = mean.topk(min(weights.shape[1], head.n_concepts))
+                weights, indices = weights[None], indices[None]
+            weights, indices = weights[:, : operation.top_n], indices[:, : operation.top_n]
+            features = torch.stack([w @ head.embeddings(i).float() for w, i in zip(weights, indices)])
+            profile.append((head, SteerlingConceptOutput(features=features, indices=indices, weights=weights)))
+    return profile
+
+
+# Checks
+
+
+def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _check_concepts(concepts: tuple[int, ...], config: Any, name: str = "concepts") -> None:
+    count = config.n_concepts + (config.n_unknown_concepts if config.use_unknown else 0)
+    if not concepts:
+        raise ValueError(f"`{name}` is empty: give one concept id or more.")
+    for concept in concepts:
+        if isinstance(concept, bool) or not isinstance(concept, int) or not 0 <= concept < count:
+            raise ValueError(
+                f"`{name}` has {concept!r}: known concepts have the ids 0 to {config.n_concepts - 1}, "
+                f"discovered ones {config.n_concepts} to {count - 1}."
+            )
+
+
+def _check_number(name: str, value: float, minimum: float = -math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < minimum:
+        least = "" if minimum == -math.inf else f" of {minimum:g} or more"
+        raise ValueError(f"`{name}` is {value!r}: give a finite number{least}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}: choose one of {', '.join(choices)}.")
+
+
+def _check_cutoff(cutoff: int | None) -> None:
+    if cutoff is not None and (not isinstance(cutoff, int) or cutoff < 1):
+        raise ValueError(f"`cutoff` is {cutoff!r}: give a number of tokens of 1 or more, or None for always.")
+
+
+def _check_window(window: tuple[int, int | None] | None) -> None:
+    if window is not None and not (
+        len(window) == 2 and window[0] >= 0 and (window[1] is None or window[1] > window[0])
+    ):
+        raise ValueError(
+            f"`window` is {window!r}: give (first, one after the last) in tokens behind the prompt, or (first, None)."
+        )
+
+
+__all__ = [
+    "OPERATIONS",
+    "Amplify",
+    "Condition",
+    "HookBuilder",
+    "Imitate",
+    "Inject",
+    "Operation",
+    "SetConcepts",
+    "Suppress",
+    "SuppressTokens",
+    "operation_from_dict",
+]
