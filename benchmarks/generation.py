@@ -7,7 +7,7 @@ A model of 8 layers and width 512 with the full concept heads and the full vocab
 of 29 tokens, one token a step, in float32. Ours is timed over whole answers. The reference computes the same canvas at
 every step, so a sample of its steps is timed and the median counts for all. The limit is the time of the bare matrix
 products that a step cannot do without: those of the weights with the positions of its window, and of the vocabulary
-with its masked rows.
+with its masked rows, with packed weights where those are faster.
 
 speedup_N     seconds a token of the reference over ours, for N new tokens
 aligned_N     the same with align_blocks=True
@@ -23,13 +23,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from plot import line_plot
+from steerling_hf.modeling.packing_steerling import packed_weights
+from timing import median_seconds, seconds
 from tqdm import tqdm
 
 from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM
@@ -70,12 +71,11 @@ class Passes:
 def time_ours(model: SteerlingForDiffusionLM, new_tokens: int, aligned: bool) -> tuple[float, Passes]:
     """Seconds of a whole answer, and its passes."""
     passes = Passes(model)
-    started = time.perf_counter()
-    tokens = model.generate(make_prompt(), max_new_tokens=new_tokens, align_blocks=aligned, do_sample=False)
-    seconds = time.perf_counter() - started
+    settings = {"max_new_tokens": new_tokens, "align_blocks": aligned, "do_sample": False}
+    taken = seconds(lambda: model.generate(make_prompt(), **settings))
     passes.close()
-    assert tokens.shape == (1, PROMPT + new_tokens)
-    return seconds, passes
+    assert len(passes.windows) >= new_tokens
+    return taken, passes
 
 
 def load_reference(model: SteerlingForDiffusionLM) -> Any:
@@ -124,49 +124,43 @@ def time_reference(reference: Any, config: SteerlingConfig, new_tokens: int, sam
     return statistics.median(b - a for a, b in zip(starts[WARM_UP:], starts[WARM_UP + 1 :]))
 
 
-def median_seconds(work: Callable[[], object], repeat: int = 7) -> float:
-    work()
-    seconds = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
 class Limit:
     """Seconds of the bare matrix products of a pass, measured once for each size."""
 
     def __init__(self, model: SteerlingForDiffusionLM):
+        self.transformer = model.transformer
         self.weights = [
             weight
             for block in model.transformer.blocks
             for weight in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         ]
-        self.vocabulary = model.transformer.lm_head.weight
         self.window_seconds: dict[int, float] = {}
         self.vocabulary_seconds: dict[int, float] = {}
 
     @torch.no_grad()
+    def products(self, linears: list[torch.nn.Linear], rows: int) -> float:
+        """Seconds with so many rows, as torch multiplies or as generate() does with packed weights, whichever is faster."""
+        inputs = {linear.in_features: torch.randn(rows, linear.in_features) for linear in linears}
+        return min(
+            median_seconds(lambda: [inputs[linear.in_features] @ linear.weight.T for linear in linears]),
+            median_seconds(lambda: [linear(inputs[linear.in_features]) for linear in linears]),
+        )
+
     def window(self, positions: int) -> float:
         if positions not in self.window_seconds:
-            inputs = {linear.in_features: torch.randn(positions, linear.in_features) for linear in self.weights}
-            self.window_seconds[positions] = median_seconds(
-                lambda: [inputs[linear.in_features] @ linear.weight.T for linear in self.weights]
-            )
+            self.window_seconds[positions] = self.products(self.weights, positions)
         return self.window_seconds[positions]
 
-    @torch.no_grad()
-    def vocabulary_of(self, rows: int) -> float:
+    def vocabulary(self, rows: int) -> float:
         rows = -(-rows // 4) * 4  # measured in steps of 4 rows
         if rows not in self.vocabulary_seconds:
-            states = torch.randn(rows, self.vocabulary.shape[1])
-            self.vocabulary_seconds[rows] = median_seconds(lambda: states @ self.vocabulary.T)
+            self.vocabulary_seconds[rows] = self.products([self.transformer.lm_head], rows)
         return self.vocabulary_seconds[rows]
 
     def of(self, passes: Passes) -> float:
         """Seconds of all passes."""
-        return sum(map(self.window, passes.windows)) + sum(map(self.vocabulary_of, passes.projected))
+        with packed_weights(self.transformer, passes=len(passes.windows)):
+            return sum(map(self.window, passes.windows)) + sum(map(self.vocabulary, passes.projected))
 
 
 def measure(lengths: list[int], sample: int) -> dict[str, Any]:
@@ -180,8 +174,8 @@ def measure(lengths: list[int], sample: int) -> dict[str, Any]:
         if reference is not None:
             row["reference"] = time_reference(reference, model.config, new_tokens, sample)
         for name, aligned in (("ours", False), ("aligned", True)):
-            seconds, passes = time_ours(model, new_tokens, aligned)
-            row[name] = seconds / new_tokens
+            taken, passes = time_ours(model, new_tokens, aligned)
+            row[name] = taken / new_tokens
             row[f"{name}_limit"] = limit.of(passes) / new_tokens
             if reference is not None:
                 key = "speedup" if name == "ours" else "aligned"
@@ -234,8 +228,10 @@ def main() -> None:
         "--from", type=Path, dest="source", metavar="FILE", help="a --json output, to draw without measuring"
     )
     options = parser.parse_args()
-    if min(options.lengths) < 1 or options.sample < 1:
-        parser.error("--lengths and --sample take numbers of 1 or more")
+    if min(options.lengths) < 1 or any(length % 64 for length in options.lengths):
+        parser.error("--lengths takes multiples of 64, which the reference asks for")
+    if options.sample < 1:
+        parser.error(f"--sample is {options.sample}; give at least 1")
     result = json.loads(options.source.read_text()) if options.source else measure(options.lengths, options.sample)
     if options.json:
         print(json.dumps(result, indent=1))

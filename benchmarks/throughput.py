@@ -12,10 +12,10 @@ arithmetic of --bandwidth and --flops (by default those of an H200 as measured i
 
 import argparse
 import json
-import time
 from typing import Any
 
 import torch
+from timing import seconds
 from tqdm import tqdm
 from transformers import CompileConfig
 
@@ -71,13 +71,14 @@ def measure(model: SteerlingForDiffusionLM, rows: int, new_tokens: int, aligned:
     """Seconds a forward pass."""
     device = model.device
     prompt = torch.randint(0, 1000, (rows, 29), device=device)
-    arguments = {"align_blocks": aligned, "do_sample": False, **settings}
-    model.generate(prompt, max_new_tokens=new_tokens, **arguments)  # compiles, and warms up
-    synchronise(device)
-    started = time.perf_counter()
-    model.generate(prompt, max_new_tokens=new_tokens, **arguments)
-    synchronise(device)
-    return (time.perf_counter() - started) / new_tokens
+    arguments = {"max_new_tokens": new_tokens, "align_blocks": aligned, "do_sample": False, **settings}
+
+    def answer() -> None:
+        model.generate(prompt, **arguments)
+        synchronise(device)
+
+    answer()  # compiles, and warms up
+    return seconds(answer) / new_tokens
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def main() -> None:
             config = CompileConfig(fullgraph=True, mode="default")
             config._compile_all_devices = True
             settings["compile_config"] = config
-        seconds = measure(model, batch, options.new_tokens, aligned, settings)
+        per_pass = measure(model, batch, options.new_tokens, aligned, settings)
         window = model.config.diff_block_size * (1 if aligned else 2)
         least = roofline(model, batch, window, options.bandwidth, options.flops)
         rows.append(
@@ -112,9 +113,9 @@ def main() -> None:
                 "way": way,
                 "align_blocks": aligned,
                 "batch": batch,
-                "forwards_a_second": 1 / seconds,
-                "tokens_a_second": batch / seconds,
-                "of_roofline": least / seconds,
+                "forwards_a_second": 1 / per_pass,
+                "tokens_a_second": batch / per_pass,
+                "of_roofline": least / per_pass,
             }
         )
     if options.json:

@@ -12,10 +12,10 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable
 
 import tiktoken
+from timing import seconds
 
 from steerling_hf import SteerlingTokenizer
 
@@ -41,16 +41,9 @@ def make_text(rng: random.Random, size: int, marked: bool) -> str:
     return "".join(parts)
 
 
-def seconds(call: Callable[[], object], times: int) -> float:
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - start) / times
-
-
 def compare(ours: Callable[[], object], raw: Callable[[], object], work: int, repeat: int) -> dict[str, float]:
     """Megabytes a second of both, for `work` bytes a call."""
-    times = max(1, round(0.02 / seconds(raw, 1)))  # about 20 ms a measurement
+    times = max(1, round(0.02 / seconds(raw)))  # about 20 ms a measurement
     seconds(ours, times)
     pairs = [(seconds(ours, times), seconds(raw, times)) for _ in range(repeat)]
     return {
