@@ -10,7 +10,9 @@ Steerling in Hugging Face transformers: `import steerling_hf` makes the Auto cla
     output = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=64)
 """
 
+from .catalog import ConceptCatalog, ConceptNotFoundError
 from .checkpoints import checkpoint, checkpoint_names
+from .concept_labels import Concept
 from .exporting import export
 from .modeling.cache_steerling import SteerlingCache
 from .modeling.configuration_steerling import SteerlingConfig
@@ -23,6 +25,9 @@ from .training import DiffusionCollator
 __version__ = "0.1.0"
 
 __all__ = [
+    "Concept",
+    "ConceptCatalog",
+    "ConceptNotFoundError",
     "DiffusionCollator",
     "SteerlingCache",
     "SteerlingConfig",

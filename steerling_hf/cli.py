@@ -8,6 +8,7 @@ from types import FrameType
 
 from . import demo
 from .checkpoints import checkpoint_names
+from .concept_commands import add_concepts
 from .exporting import export
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)  # so that an interrupted export cleans up after itself
     try:
         options.run(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument("--greedy", action="store_true", help="take the most probable token each time")
     generating.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
     generating.set_defaults(run=_generate)
+
+    add_concepts(commands)
 
     showing = commands.add_parser("demo", help="let steerling-nano write, and name the concepts behind each sentence")
     showing.set_defaults(run=_demo)

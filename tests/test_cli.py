@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from steerling_hf import Concept, ConceptCatalog
 from steerling_hf.cli import main
 
 COMMAND = Path(sys.executable).with_name("steerling-hf")
@@ -35,6 +36,66 @@ def test_export_and_generate(tmp_path, exported_folder, capsys):
     assert "The gardener" in texts[3]
 
 
+def test_concepts_search_and_show(capsys):
+    assert main(["concepts", "search", "garden", "--limit", "1"]) == 0
+    assert capsys.readouterr().out.split()[1:] == ["1", "gardening", "Text", "about", "gardening."]
+    assert main(["concepts", "search", "text", "--group", "nature", "--head", "known", "--flag", "steerable"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["oceans", "forests", "nature"]
+
+    for concept in ("Gardening", "1"):
+        assert main(["concepts", "show", concept, "--tokens", "3"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("1 gardening\n")
+        for part in (
+            "known",
+            "Text about gardening.",
+            "steerable",
+            "home and household",
+            "cooking, pets",
+            "' neighb' +",
+        ):
+            assert part in printed
+    assert main(["concepts", "show", "100"]) == 0
+    assert capsys.readouterr().out.startswith("discovered concept 100\n")
+
+
+def test_concepts_without_weights(tmp_path, capsys):
+    catalog = ConceptCatalog(
+        [Concept(0, "known", "a", group_id=1)] + [Concept(i, "known", f"b{i}", group_id=1) for i in range(1, 15)]
+    )
+    catalog.save(tmp_path / "labels.json")
+    asked = ["--model", "steerling-8b", "--labels", str(tmp_path / "labels.json")]
+    assert main(["concepts", "search", "a", *asked]) == 0
+    assert capsys.readouterr().out.split()[1:] == ["0", "a"]
+    assert main(["concepts", "show", "a", *asked, "--tokens", "0"]) == 0
+    assert "b9, b10 and 4 more" in capsys.readouterr().out
+    assert main(["concepts", "show", "a", *asked]) == 2
+    assert "steerling-8b has no weights" in capsys.readouterr().err
+
+
+def test_concepts_contrast(tmp_path, capsys):
+    texts = {
+        "gloomy": (
+            "Sadly, the train was late.",
+            "The poor rose died in the dark.",
+            "Nobody came, and it rained again.",
+        ),
+        "cheerful": (
+            "What a joy, the train came!",
+            "The lovely rose grew in the sun!",
+            "Everyone came and it was great!",
+        ),
+    }
+    for name, lines in texts.items():
+        (tmp_path / name).write_text("\n\n".join(lines))
+    files = [str(tmp_path / name) for name in texts]
+    assert main(["concepts", "contrast", *files, "--head", "known", "--limit", "2"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["effect", "superiority", "positive", "negative", "concept"]
+    signs = {" ".join(row.split()[5:]): row.split()[0][0] for row in rows}
+    assert signs == {"gloomy tone": "+", "cheerful tone": "-"}
+
+
 def test_export_without_weights_says_so(tmp_path, capsys):
     assert main(["export", "steerling-8b", str(tmp_path / "out")]) == 0
     assert "no weights" in capsys.readouterr().out
@@ -47,6 +108,17 @@ def test_export_without_weights_says_so(tmp_path, capsys):
         (["export", "steerling-8b", "."], "error: `folder` is "),
         (["generate", "Hello", "--model", "nowhere"], "error: "),
         (["generate", "Hello", "--model", "FOLDER", "--max-new-tokens", "0"], "error: `max_new_tokens`"),
+        (
+            ["concepts", "search", "gardning"],
+            "error: no concept that you ask for has a word of 'gardning' in its name",
+        ),
+        (["concepts", "search", "text", "--group", "nothing"], "error: `group` is 'nothing'"),
+        (["concepts", "search", "text", "--limit", "0"], "error: `limit` is 0"),
+        (["concepts", "search", "text", "--model", "FOLDER"], "error: `source` is "),
+        (["concepts", "show", "gardning"], "error: No concept is named 'gardning'; near: 'gardening' (1), "),
+        (["concepts", "show", "9999"], "error: No concept has the id 9999: ids go from 0 to 571"),
+        (["concepts", "show", "1", "--tokens", "-1"], "error: `--tokens` is -1"),
+        (["concepts", "contrast", "one", "two"], "error: 'one' is no file"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, exported_folder, capsys, monkeypatch):
@@ -59,7 +131,9 @@ def test_errors_are_one_line(arguments, message, tmp_path, exported_folder, caps
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["export", "one"], ["export", "a", "b", "--link", "--copy"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["concepts"], ["export", "one"], ["export", "a", "b", "--link", "--copy"]]
+)
 def test_misuse_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
