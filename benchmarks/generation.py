@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plot import line_plot
 from steerling_hf.modeling.packing_steerling import packed_weights
 from timing import median_seconds, seconds
 from tqdm import tqdm
 
 from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM
+from steerling_hf.plots import line_plot
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = 29

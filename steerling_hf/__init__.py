@@ -18,25 +18,45 @@ from .modeling.cache_steerling import SteerlingCache
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
+from .modeling.steering_steerling import (
+    Amplify,
+    Condition,
+    Imitate,
+    Inject,
+    SetConcepts,
+    Suppress,
+    SuppressTokens,
+)
+from .recipe import SteeringRecipe
 from .registration import register
+from .strength_search import search_strength
 from .tokenization.tokenization_steerling import SteerlingTokenizer
 from .training import DiffusionCollator
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Amplify",
     "Concept",
     "ConceptCatalog",
     "ConceptNotFoundError",
+    "Condition",
     "DiffusionCollator",
+    "Imitate",
+    "Inject",
+    "SetConcepts",
+    "SteeringRecipe",
     "SteerlingCache",
     "SteerlingConfig",
     "SteerlingForDiffusionLM",
     "SteerlingGenerationConfig",
     "SteerlingTokenizer",
+    "Suppress",
+    "SuppressTokens",
     "checkpoint",
     "checkpoint_names",
     "export",
+    "search_strength",
 ]
 
 register()

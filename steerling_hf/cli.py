@@ -10,6 +10,8 @@ from . import demo
 from .checkpoints import checkpoint_names
 from .concept_commands import add_concepts
 from .exporting import export
+from .recipe import SteeringRecipe
+from .side_by_side import side_by_side
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     generating.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")
     generating.add_argument("--greedy", action="store_true", help="take the most probable token each time")
     generating.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    generating.add_argument(
+        "--steer", metavar="RECIPE", help="show the text under this recipe too: a file, folder or Hub repository"
+    )
     generating.set_defaults(run=_generate)
 
     add_concepts(commands)
@@ -91,19 +96,29 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    recipe = SteeringRecipe.load(options.steer) if options.steer else None
     model, tokenizer = demo.load(options.model)
     # A seed asks for sampling, whatever the checkpoint's own settings say.
     sampling = False if options.greedy else options.seed is not None or None
     chosen = {"steps": options.steps, "seed": options.seed, "do_sample": sampling}
-    ids = demo.write_on(
-        model,
-        tokenizer,
-        options.text,
-        chat=options.chat,
-        max_new_tokens=options.max_new_tokens,
-        **{key: value for key, value in chosen.items() if value is not None},
-    )
-    print(tokenizer.decode(ids, skip_special_tokens=True))
+
+    def write(steering: SteeringRecipe | None) -> str:
+        ids = demo.write_on(
+            model,
+            tokenizer,
+            options.text,
+            chat=options.chat,
+            max_new_tokens=options.max_new_tokens,
+            steering=steering,
+            **{key: value for key, value in chosen.items() if value is not None},
+        )
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    if recipe is None:
+        print(write(None))
+    else:
+        recipe.check(model)
+        print(side_by_side({"without steering": write(None), recipe.description or "steered": write(recipe)}))
 
 
 def _demo(options: argparse.Namespace) -> None:

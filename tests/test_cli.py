@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steerling_hf import Concept, ConceptCatalog
+from steerling_hf import Amplify, Concept, ConceptCatalog, SteeringRecipe, checkpoint
 from steerling_hf.cli import main
 
 COMMAND = Path(sys.executable).with_name("steerling-hf")
@@ -34,6 +34,28 @@ def test_export_and_generate(tmp_path, exported_folder, capsys):
     assert texts[0].startswith("The gardener")
     assert texts[1] == texts[2] != texts[0]
     assert "The gardener" in texts[3]
+
+
+def test_generate_shows_the_steered_text_beside_the_other(tmp_path, capsys):
+    SteeringRecipe([Amplify(11, 1.5, layers=3, cutoff=8)], description="with theater").save(tmp_path)
+    arguments = ["generate", "The", "--greedy", "--max-new-tokens", "16"]
+    assert main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert main([*arguments, "--steer", str(tmp_path)]) == 0
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert [name.strip() for name in title.split("|")] == ["without steering", "with theater"]
+    left, right = (" ".join(row.ljust(200).split("  |  ")[side].strip() for row in rows) for side in (0, 1))
+    assert left.split() == plain.split()
+    assert right.split() != plain.split()
+
+
+def test_a_recipe_for_other_weights_is_one_line(tmp_path, capsys, exported_folder):
+    from transformers import AutoModelForCausalLM
+
+    nano = AutoModelForCausalLM.from_pretrained(checkpoint("steerling-nano"))
+    SteeringRecipe.of(nano, Amplify(11)).save(tmp_path)
+    assert main(["generate", "The", "--model", str(exported_folder), "--steer", str(tmp_path)]) == 2
+    assert "for_any_weights" in capsys.readouterr().err
 
 
 def test_concepts_search_and_show(capsys):

@@ -55,6 +55,7 @@ from tqdm import tqdm
 
 Encode = Callable[[str], list[int]]
 
+ROOT_CHECKPOINT = Path(__file__).resolve().parents[2] / "configs" / "steerling-nano"
 SEED = 20_000
 CONTINUED_BY = 72  # more than one generation block of 64
 ANSWERED_BY = 32
@@ -236,10 +237,9 @@ def load(folder: str):
 
 def main() -> None:
     """Run the command line."""
-    default = Path(__file__).resolve().parents[2] / "configs" / "steerling-nano"
     arguments = argparse.ArgumentParser(description="Judge steerling-nano on held-out text.")
     arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    arguments.add_argument("--model", default=str(default), metavar="FOLDER", help="checkpoint folder")
+    arguments.add_argument("--model", default=str(ROOT_CHECKPOINT), metavar="FOLDER", help="checkpoint folder")
     arguments.add_argument("--samples", type=int, default=160, metavar="N", help="continuations, each way")
     given = arguments.parse_args()
     if given.samples < 1:

@@ -15,10 +15,9 @@ import argparse
 import json
 import random
 import sys
-from pathlib import Path
 
 from concepts import CONCEPT_ID, tone_concept
-from evaluate import load
+from evaluate import ROOT_CHECKPOINT, load
 from grammar import document
 from lexicon import TONES, TOPICS
 from tqdm import tqdm
@@ -28,7 +27,6 @@ from steerling_hf import ConceptCatalog
 SEED = 40_000
 TEXTS = 20
 TOP = 3
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def topics_and_tones() -> list[int]:
@@ -70,7 +68,7 @@ def main() -> None:
     """Run the command line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
-    arguments.add_argument("--model", default=str(ROOT / "configs" / "steerling-nano"), metavar="FOLDER")
+    arguments.add_argument("--model", default=str(ROOT_CHECKPOINT), metavar="FOLDER")
     arguments.add_argument("--seed", type=int, default=SEED, metavar="N", help="of the texts")
     given = arguments.parse_args()
     model, tokenizer = load(given.model)
