@@ -200,11 +200,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         )
         rows = Rows(input_ids, canvases, self._filler(generation_config))
         # 2.
-        width, step = None, None
+        width = None
         if cache is not None and cache.fixed:
             width = self.config.diff_block_size * (1 if generation_config.align_blocks else 2)
-            if self._valid_auto_compile_criteria({"past_key_values": cache}, generation_config):
-                step = self._compiled_backbone(generation_config.compile_config)
+        compiled = width and self._valid_auto_compile_criteria({"past_key_values": cache}, generation_config)
         encoder = WindowEncoder(
             self.transformer,
             self.config,
@@ -214,13 +213,14 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             cache=cache,
             guided=guidance_scale is not None,
             width=width,
-            step=step,
         )
         # 3.
         with (
             packed_weights(self.transformer, passes=max(canvas.planned for canvas in canvases)),
             self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
         ):
+            if compiled:
+                encoder.step = self._compiled_backbone(generation_config.compile_config)
             unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
         encoder.restore_order(canvases)
         # 4.
@@ -241,16 +241,26 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _compiled_backbone(self, compile_config: Any) -> Callable:
         """The backbone's compiled call, kept for further calls with the same options, as the library keeps the model's."""
-        options = (compile_config or self._default_compile_config()).to_dict()
+        options: dict[str, Any] = {"isolate_recompiles": True}
+        options |= (compile_config or self._default_compile_config()).to_dict()
         made_for = (id(self.transformer), options)
         if getattr(self, "_compiled_for", None) != made_for:
-            self._compiled_for, self._compiled_step = made_for, torch.compile(self.transformer.__call__, **options)
-        return self._compiled_step
+            self._compiled_for = made_for
+            self._compiled_steps: dict[tuple, Callable] = {}
+        # Compiled code is not told of hooks that come and go, only of what is in them; so each set of hooked modules has its own.
+        hooked = tuple(
+            (name, len(module._forward_pre_hooks), len(module._forward_hooks))
+            for name, module in self.transformer.named_modules()
+            if (module._forward_pre_hooks or module._forward_hooks) and module is not self.transformer.lm_head
+        )
+        if hooked not in self._compiled_steps:
+            self._compiled_steps[hooked] = torch.compile(self.transformer.__call__, **options)
+        return self._compiled_steps[hooked]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what was compiled for this very model."""
         state: Any = super().__getstate__()  # that of torch's modules, which mypy does not see from a mixin
-        return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_step")}
+        return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_steps")}
 
     def _make_canvases(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: Any

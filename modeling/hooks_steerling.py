@@ -88,26 +88,30 @@ class Touch(NamedTuple):
 
 
 class SteeringReport:
-    """What operations changed, in the order of the forward passes; iterate for `Touch`es."""
+    """
+    What operations changed, in the order of the forward passes; iterate for `Touch`es. It grows with every pass: `clear`
+    it now and then if a model stays steered for long.
+    """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[str, tuple[str, ...], Places, torch.Tensor]] = []
+        # Operation, layers, (row, step, position) as (3, n), sizes (n,) wherever they were computed.
+        self._entries: list[tuple[str, tuple[str, ...], torch.Tensor, torch.Tensor]] = []
 
     def note(self, operation: str, layers: tuple[str, ...], places: Places, sizes: torch.Tensor) -> None:
         """Note changes of (n,) sizes at (n,) places; those of blind rows are nobody's text, and left out."""
-        seen = ~places.blind
-        if seen.any():
-            self._entries.append((operation, layers, places[seen], sizes[seen.to(sizes.device)].detach()))
+        seen = (~places.blind).nonzero()[:, 0]
+        if len(seen):
+            where = torch.stack([places.row, places.step, places.position])[:, seen].int()
+            self._entries.append((operation, layers, where, sizes.detach()[seen.to(sizes.device)]))
 
     def __iter__(self) -> Iterator[Touch]:
-        for operation, layers, places, sizes in self._entries:
+        for operation, layers, where, sizes in self._entries:
             for layer in layers:
-                where = zip(places.row.tolist(), places.step.tolist(), places.position.tolist(), sizes.tolist())
-                for row, step, position, size in where:
+                for row, step, position, size in zip(*where.tolist(), sizes.tolist()):
                     yield Touch(operation, layer, row, step, position, size)
 
     def __len__(self) -> int:
-        return sum(len(layers) * len(places.row) for _, layers, places, _ in self._entries)
+        return sum(len(layers) * len(sizes) for _, layers, _, sizes in self._entries)
 
     def __repr__(self) -> str:
         names = sorted({operation for operation, *_ in self._entries})
@@ -119,27 +123,15 @@ class SteeringReport:
 
 
 class ForwardContext:
-    """Which places the backbone and what follows it compute in the present forward pass."""
+    """Which places the heads and the vocabulary projection compute in the present pass; `None` where none is steered."""
 
     def __init__(self) -> None:
-        self.window: Places | None = None  # (rows, W), of the backbone
-        self.chosen: Places | None = None  # (n,), of heads and logits, where generate chose some
-        self.keep: int | torch.Tensor = 0  # `logits_to_keep` of forward
-        self.suspended = False
+        self.states: Places | None = None  # of heads and residual
+        self.logits: Places | None = None
 
-    def places(self, shape: torch.Size) -> Places | None:
-        """The places of states of that shape, without their features; `None` where nothing may be steered."""
-        candidates = [self.chosen] if self.chosen is not None else [self.window, self._kept()]
-        for places in candidates:
-            if not self.suspended and places is not None and places.shape == shape:
-                return places
-        return None
-
-    def _kept(self) -> Places | None:
-        if self.window is None:
-            return None
-        kept = slice(-self.keep, None) if isinstance(self.keep, int) else self.keep.cpu()
-        return self.window[:, kept]
+    def forget(self) -> None:
+        """The pass is over."""
+        self.states = self.logits = None
 
 
 class SteeringHook:
@@ -156,13 +148,17 @@ class SteeringHook:
     def __init__(self, operation: str, scope: Scope, report: SteeringReport, context: ForwardContext):
         self.operation, self.scope, self.report, self.context = operation, scope, report, context
 
-    def reach(self, shape: torch.Size) -> tuple[Places, torch.Tensor] | None:
-        """Places of a module's output and, as bool of the same shape, where to act; `None` for nowhere."""
-        places = self.context.places(shape)
-        if places is None:
+    def reach(self, places: Places | None, states: torch.Tensor) -> tuple[Places, tuple[torch.Tensor, ...]] | None:
+        """
+        Where to act of the places of states (..., F): as n places, and as an index of the states. `None` for nowhere, and
+        for states whose places nobody knows.
+        """
+        if places is None or places.shape != states.shape[:-1]:
             return None
         reached = self.scope.of(places)
-        return (places, reached) if reached.any() else None
+        # Indices rather than a mask: a device need not be waited for to count them.
+        where = tuple(index.to(states.device) for index in reached.nonzero(as_tuple=True))
+        return (places[reached], where) if len(where[0]) else None
 
 
 class AddDirection(SteeringHook):
@@ -177,14 +173,15 @@ class AddDirection(SteeringHook):
         self.direction, self.strength, self.layers = direction, strength, layers
         self.amount: torch.Tensor | None = None
 
-    def prepare(self, places: Places, device: torch.device) -> None:
-        """Fix the amounts (rows, W, 1) of the pass."""
+    def prepare(self, places: Places | None, device: torch.device | None) -> None:
+        """Fix the amounts (rows, W, 1) of the next pass, or forget them."""
+        if places is None:
+            self.amount = None
+            return
         reached = self.scope.of(places)
         self.amount = (self.strength * reached)[..., None].to(device, self.direction.dtype)
-        if reached.any():
-            self.report.note(
-                self.operation, self.layers, places[reached], torch.full((int(reached.sum()),), abs(self.strength))
-            )
+        touched = places[reached]
+        self.report.note(self.operation, self.layers, touched, torch.full(touched.shape, abs(self.strength)))
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
         if self.amount is None:
@@ -201,13 +198,32 @@ class SubtractFromLogits(SteeringHook):
         self.size = float(vector.abs().max())
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
-        found = self.reach(output.shape[:-1])
+        found = self.reach(self.context.logits, output)
         if found is None:
             return None
-        places, reached = found
-        self.report.note(self.operation, ("lm_head",), places[reached], torch.full((int(reached.sum()),), self.size))
+        places, at = found
+        self.report.note(self.operation, ("lm_head",), places, torch.full(places.shape, self.size))
         vector = self.vector.to(output.device, output.dtype)
-        return output - (vector if reached.all() else reached.to(output.device)[..., None] * vector)
+        if len(at[0]) == output[..., 0].numel():
+            return output - vector
+        return output.index_put(at, output[at] - vector)
+
+
+@dataclass
+class ChangedConceptOutput(SteerlingConceptOutput):
+    """
+    Output of a head whose weights have been changed, for the next hook to go on from.
+
+    Args:
+        untouched: The head's own output.
+        factor: (..., 1), what is left of all of its weights.
+        concepts, added: (..., m), and what has been added to those of some concepts since; some are named twice.
+    """
+
+    untouched: Any = None
+    factor: Any = None
+    concepts: Any = None
+    added: Any = None
 
 
 class ChangeWeights(SteeringHook):
@@ -220,23 +236,22 @@ class ChangeWeights(SteeringHook):
         super().__init__(*args)
         self.name, self.indices, self.mode, self.value = name, indices, mode, value
 
-    def __call__(
-        self, module: SteerlingConceptHead, args, output: SteerlingConceptOutput
-    ) -> SteerlingConceptOutput | None:
+    def __call__(self, module: SteerlingConceptHead, args, output: Any) -> SteerlingConceptOutput | None:
         hidden_states = args[0]
-        found = self.reach(hidden_states.shape[:-1])
+        found = self.reach(self.context.states, hidden_states)
         if found is None:
             return None
-        places, reached = found
-        at = reached.to(hidden_states.device)
+        places, at = found
         indices = self.indices.to(hidden_states.device)
-        old = module.weights_of(hidden_states[at], output.indices[at], output.weights[at], indices)
+        old = _present_weights(module, hidden_states, output, at, indices)
         new = {"set": torch.full_like(old, self.value), "scale": old * self.value, "add": old + self.value}[self.mode]
         change = (new - old) @ module.embeddings(indices).float()
-        self.report.note(self.operation, (self.name,), places[reached], change.norm(dim=-1))
-        return SteerlingConceptOutput(
-            features=output.features + _spread(change, at).to(output.features.dtype),
-            **_reported(output, at, indices.expand(len(old), -1), new),
+        self.report.note(self.operation, (self.name,), places, change.norm(dim=-1))
+        # The new weights come behind what the head shows, where the old ones become 0: the sum stays that of the features.
+        gone = torch.zeros_like(output.weights, dtype=torch.bool)
+        gone[at] = torch.isin(output.indices[at], indices)
+        return _change(
+            output, at, change, indices.expand(len(old), -1), new, output.weights.masked_fill(gone, 0), new - old
         )
 
 
@@ -246,63 +261,97 @@ class ImitateFeatures(SteeringHook):
     has features (L, D), concepts (L, k) and weights (L, k) for the first L offsets behind the prompt, or for all if L is 1.
     """
 
-    def __init__(self, name: str, target: SteerlingConceptOutput, strength: float, *args):
+    def __init__(self, name: str, target: Any, strength: float, *args):
         super().__init__(*args)
         self.name, self.target, self.strength = name, target, strength
 
-    def __call__(self, module, args, output: SteerlingConceptOutput) -> SteerlingConceptOutput | None:
-        found = self.reach(args[0].shape[:-1])
+    def __call__(self, module, args, output: Any) -> SteerlingConceptOutput | None:
+        found = self.reach(self.context.states, args[0])
         if found is None:
             return None
-        places, reached = found
+        places, at = found
         device = output.features.device
-        at, line = reached.to(device), places.offset[reached].clamp(max=len(self.target.features) - 1).to(device)
-        target = SteerlingConceptOutput(**{key: value.to(device)[line] for key, value in self.target.items()})
-        change = self.strength * (target.features - output.features[at].float())
-        self.report.note(self.operation, (self.name,), places[reached], change.norm(dim=-1))
-        kept = torch.where(at[..., None], 1 - self.strength, 1.0).to(output.weights.dtype)
-        faded = SteerlingConceptOutput(indices=output.indices, weights=output.weights * kept)
-        return SteerlingConceptOutput(
-            features=output.features + _spread(change, at).to(output.features.dtype),
-            indices=torch.cat([faded.indices, _spread(target.indices, at)], dim=-1),
-            weights=torch.cat([faded.weights, _spread(self.strength * target.weights, at)], dim=-1),
-        )
+        line = places.offset.clamp(max=len(self.target.features) - 1).to(device)
+        features, indices, weights = (values.to(device)[line] for values in self.target.values())
+        change = self.strength * (features - output.features[at].float())
+        self.report.note(self.operation, (self.name,), places, change.norm(dim=-1))
+        faded = output.weights.index_put(at, output.weights[at] * (1 - self.strength))
+        added = self.strength * weights
+        return _change(output, at, change, indices, added, faded, added, 1 - self.strength)
 
 
 class DropResidual(SteeringHook):
     """Leaves nothing of epsilon."""
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
-        found = self.reach(output.shape[:-1])
+        found = self.reach(self.context.states, output)
         if found is None:
             return None
-        places, reached = found
-        at = reached.to(output.device)
-        self.report.note(self.operation, ("residual",), places[reached], output[at].float().norm(dim=-1))
-        return output.masked_fill(at[..., None], 0)
+        places, at = found
+        self.report.note(self.operation, ("residual",), places, output[at].float().norm(dim=-1))
+        return output.index_put(at, output.new_zeros(()))
 
 
-def _spread(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """(..., F) of (n, F) values at the n true places of (...), zero elsewhere."""
-    spread = values.new_zeros(*at.shape, values.shape[-1])
-    spread[at] = values
-    return spread
+def _spread(values: torch.Tensor, at: tuple[torch.Tensor, ...], shape: torch.Size) -> torch.Tensor:
+    """(*shape, F) of (n, F) values at n places, zero elsewhere."""
+    return values.new_zeros(*shape, values.shape[-1]).index_put(at, values)
 
 
-def _reported(
-    output: SteerlingConceptOutput, at: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _present_weights(
+    head: SteerlingConceptHead,
+    hidden_states: torch.Tensor,
+    output: Any,
+    at: tuple[torch.Tensor, ...],
+    concepts: torch.Tensor,
+) -> torch.Tensor:
+    """(n, m) weights, float32, of concepts (m,) at n places, as the hooks before this one have left them."""
+    if not isinstance(output, ChangedConceptOutput):
+        return head.weights_of(hidden_states[at], output.indices[at], output.weights[at], concepts)
+    weights = _present_weights(head, hidden_states, output.untouched, at, concepts)
+    same = output.concepts[at][..., None] == concepts
+    return output.factor[at] * weights + (output.added[at][..., None] * same).sum(dim=-2)
+
+
+def _change(
+    output: Any,
+    at: tuple[torch.Tensor, ...],
+    features: torch.Tensor,
+    indices: torch.Tensor,
+    weights: torch.Tensor,
+    others: torch.Tensor,
+    added: torch.Tensor,
+    factor: float = 1.0,
+) -> ChangedConceptOutput:
     """
-    Concepts and weights of a head after (n, m) of them have (n, m) new weights at the n true places of `at`: they come behind
-    the head's own k, where their old weights become 0, so that weights and embeddings still sum to the features.
+    A head's output after a change at n places.
+
+    Args:
+        output: The head's output so far.
+        at: The places.
+        features: (n, D) that come to the features.
+        indices, weights: (n, m) concepts and weights that come behind those of the head.
+        others: (..., k), what becomes of the latter.
+        added: (n, m), what comes to the weights of the concepts, once all weights have been multiplied by `factor`.
     """
-    gone = (output.indices[at][..., None] == indices[:, None, :]).any(dim=-1)
-    return {
-        "indices": torch.cat([output.indices, _spread(indices, at)], dim=-1),
-        "weights": torch.cat(
-            [output.weights.masked_fill(_spread(gone, at), 0), _spread(weights.to(output.weights.dtype), at)], dim=-1
-        ),
+    shape = output.features.shape[:-1]
+    untouched, left = output, output.weights.new_ones(*shape, 1)
+    concepts, sums = _spread(indices, at, shape), _spread(added, at, shape)
+    if isinstance(output, ChangedConceptOutput):
+        untouched, left = output.untouched, output.factor
+        concepts = torch.cat([output.concepts, concepts], dim=-1)
+        sums = torch.cat([output.added.index_put(at, output.added[at] * factor), sums], dim=-1)
+    shown: dict[str, Any] = {
+        "indices": torch.cat([output.indices, _spread(indices, at, shape)], dim=-1),
+        "weights": torch.cat([others, _spread(weights.to(others.dtype), at, shape)], dim=-1),
     }
+    return ChangedConceptOutput(
+        features=output.features + _spread(features, at, shape).to(output.features.dtype),
+        **shown,
+        untouched=untouched,
+        factor=left.index_put(at, left[at] * factor),
+        concepts=concepts,
+        added=sums,
+    )
 
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .concepts_steerling import SteerlingConceptHead, SteerlingConceptOutput, SteerlingConceptTable, SteerlingResidual
+from .concepts_steerling import SteerlingConceptHead, SteerlingConceptTable, SteerlingResidual
 from .configuration_steerling import SteerlingConfig
 from .generation_steerling import SteerlingGenerationMixin
 from .loss_steerling import (
@@ -457,18 +458,23 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         return self.transformer.lm_head(self._compose(hidden_states))
 
     def _compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`decompose(...).composed`, by way of the heads that can make it differ from the hidden states."""
+        """`decompose(...).composed`, by way of what can make it differ from the hidden states."""
         if self.known_head is None:
             return hidden_states
-        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
-        without_epsilon = self.unknown_head is not None and not self.config.use_epsilon_correction
-        if without_epsilon or _is_hooked(self.residual):
+        if self.unknown_head is not None and not self.config.use_epsilon_correction:
             return self.decompose(hidden_states)["composed"]
-        # Epsilon closes the sum to the hidden states, so only what hooks change in the features is left.
+        residual_counts = _is_hooked(self.residual)
+        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
+        runs = [_run(head, hidden_states) for head in heads if residual_counts or _is_hooked(head)]
+        # Epsilon closes the sum to the hidden states, so only what hooks change is left.
         composed = hidden_states
-        for head in filter(_is_hooked, heads):
-            untouched, output = _run_head(head, hidden_states)
+        for untouched, output in runs:
             composed = composed + (output.features - untouched)
+        if residual_counts:
+            explained = torch.stack([untouched for untouched, _ in runs]).sum(dim=0)
+            untouched, epsilon = _run(self.residual, hidden_states, explained)
+            changed = (epsilon != untouched).any(dim=-1, keepdim=True)
+            composed = torch.where(changed, sum(output.features for _, output in runs) + epsilon, composed)
         return composed
 
     def decompose(self, hidden_states: torch.Tensor) -> SteerlingConcepts:
@@ -483,11 +489,11 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             raise ValueError(
                 "This checkpoint has no concept heads (interpretable=False), so it has no concepts to show."
             )
-        untouched, known = _run_head(self.known_head, hidden_states)
+        untouched, known = _run(self.known_head, hidden_states)
         features, unknown_features = known.features, torch.zeros_like(hidden_states)
         unknown = None
         if self.unknown_head is not None:
-            untouched_unknown, unknown = _run_head(self.unknown_head, hidden_states)
+            untouched_unknown, unknown = _run(self.unknown_head, hidden_states)
             untouched, unknown_features = untouched + untouched_unknown, unknown.features
         epsilon = self.residual(hidden_states, untouched)
         # Without a discovered head the residual takes its place, whatever the configuration says of epsilon.
@@ -543,15 +549,21 @@ def _is_hooked(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def _run_head(head: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, SteerlingConceptOutput]:
-    """Features (..., D) as they are before any hook on the head changes them, and the head's output."""
-    if not head._forward_hooks:
-        output = head(hidden_states)
-        return output.features, output
+def _run(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Features (or a tensor) that a module gives before any hook on it changes them, and its output after all hooks."""
+
+    def features_of(output: Any) -> torch.Tensor:
+        return output if isinstance(output, torch.Tensor) else output.features
+
+    if not module._forward_hooks:
+        output = module(*inputs)
+        return features_of(output), output
     untouched = []
-    first = head.register_forward_hook(lambda _m, _a, output: untouched.append(output.features.clone()), prepend=True)
+    first = module.register_forward_hook(
+        lambda _module, _inputs, output: untouched.append(features_of(output).clone()), prepend=True
+    )
     try:
-        output = head(hidden_states)
+        output = module(*inputs)
     finally:
         first.remove()
     return untouched[0], output

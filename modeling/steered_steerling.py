@@ -1,14 +1,15 @@
 """A model under steering: attaching operations, and telling their hooks about each forward pass."""
 
+import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from .canvas_steerling import Canvas
 from .hooks_steerling import ForwardContext, Places, SteeringReport
-from .steering_steerling import HookBuilder, Operation
+from .steering_steerling import HookBuilder, Operation, device_of
 
 
 class SteeringHandle:
@@ -24,16 +25,16 @@ class SteeringHandle:
 
     def remove(self) -> None:
         """Take the operations off; a second time does nothing."""
-        self._steering.detach(self._builders)
-        self._builders = []
+        builders, self._builders = self._builders, []
+        self._steering.detach(builders)
 
 
 class Steering:
     """
     The operations on one model, in the order in which they were attached, and its present forward pass.
 
-    In `generate`, the loop announces every pass (`begin`, `choose`, `end`). Any other call of the backbone is seen by
-    a hook of its own, and there the prompt of a row ends with its first masked position.
+    In `generate`, the loop announces every pass (`window`, `choose`). Any other call of the backbone is seen by hooks of its
+    own (`watch`), and there the prompt of a row ends with its first masked position.
 
     Args:
         model: The model.
@@ -43,9 +44,11 @@ class Steering:
         self.model = model
         self.context = ForwardContext()
         self.builders: list[HookBuilder] = []
-        self.announced = False
+        self.announced = False  # whether the present pass of the backbone is known without a look at its arguments
+        self.whole = False  # whether forward decomposes all positions, whatever it keeps
+        self.keep: int | torch.Tensor = 0  # `logits_to_keep` of forward
         self.states: dict[int, tuple[bool, ...]] = {}  # of each canvas, what `changed` saw last
-        self.handles: list[Any] = []
+        self.watches: list[Any] = []
 
     def attach(
         self, operations: Sequence[Operation], rows: set[int] | None, report: SteeringReport
@@ -56,18 +59,12 @@ class Steering:
             for operation in operations:
                 builder = HookBuilder(operation, rows, self.context, report)
                 builders.append(builder)
-                with self.suspended():
+                with self.announce(None):
                     operation.attach(self.model, builder)
         except BaseException:
             for builder in builders:
                 builder.remove()
             raise
-        if not self.builders and builders:
-            self.handles = [
-                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                self.model.register_forward_hook(self._after_model, always_call=True),
-                self.model.transformer.register_forward_pre_hook(self._before_backbone, with_kwargs=True),
-            ]
         self.builders.extend(builders)
         return builders
 
@@ -77,22 +74,27 @@ class Steering:
             builder.remove()
         self.builders = [builder for builder in self.builders if builder not in builders]
         if not self.builders:
-            for handle in self.handles:
-                handle.remove()
-            self.handles = []
-            self.model._steering = None
+            for watch in self.watches:
+                watch.remove()
+            self.watches = []
+            if self.model._steering is self:
+                self.model._steering = None
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Nothing is steered in this context."""
-        before, self.context.suspended = self.context.suspended, True
-        for builder in self.builders:
-            for injection in builder.injections:
-                injection.amount = None
+    def announce(self, places: Places | None, device: torch.device | None = None) -> Iterator[None]:
+        """Passes of the backbone in this context compute these places, and steer nothing if there are none."""
+        before, self.announced = self.announced, True
+        self._prepare(places, device)
         try:
             yield
         finally:
-            self.context.suspended = before
+            self.announced = before
+            self._prepare(None)
+
+    def _prepare(self, places: Places | None, device: torch.device | None = None) -> None:
+        for builder in self.builders:
+            for injection in builder.injections:
+                injection.prepare(places, device)
 
     # In generate
 
@@ -110,16 +112,31 @@ class Steering:
         return self.states[canvas.index] != before
 
     def _state(self, canvas: Canvas) -> tuple[bool, ...]:
-        cutoffs = (builder.scope.cutoff for builder in self.builders)
-        return tuple(cutoff is None or canvas.committed < cutoff for cutoff in cutoffs)
+        scopes = (builder.scope for builder in self.builders)
+        return tuple(
+            scope.cutoff is None or canvas.committed < scope.cutoff
+            for scope in scopes
+            if scope.rows is None or canvas.index in scope.rows
+        )
 
-    def begin(self, canvases: Sequence[Canvas], lanes: int, ids: torch.Tensor, positions: torch.Tensor) -> None:
-        """Announce a pass over windows (rows, W) of canvases, each of which has `lanes` rows."""
-        places = _places(canvases, [lanes] * len(canvases), positions, ids == self.model.config.mask_token_id)
+    def window(
+        self,
+        canvases: Sequence[Canvas],
+        lanes: int,
+        positions: torch.Tensor,
+        masked: torch.Tensor,
+        device: torch.device,
+    ) -> AbstractContextManager[None]:
+        """
+        Announce a pass over windows of canvases, each of which has `lanes` rows: (rows, W) positions, and bool where they
+        are masked and seen.
+        """
+        if not any(builder.injections for builder in self.builders):
+            return self.announce(None)
+        places = _places(canvases, [lanes] * len(canvases), positions, masked)
         if lanes == 2:
             places.blind[1::2] = True
-        self._prepare(places)
-        self.announced = True
+        return self.announce(places, device)
 
     def choose(self, canvases: Sequence[Canvas], lanes: int, masked: Sequence[torch.Tensor]) -> None:
         """Announce the heads and logits of masked positions (n_i,) of canvases, lane by lane."""
@@ -127,60 +144,82 @@ class Steering:
         places = _places(
             canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
         )
-        self.context.chosen = places[torch.arange(len(positions)).repeat(lanes)]
-        self.context.chosen.blind[len(positions) :] = True
-
-    def end(self) -> None:
-        """The pass is over."""
-        self.announced, self.context.window, self.context.chosen = False, None, None
+        chosen = places[torch.arange(len(positions)).repeat(lanes)]
+        chosen.blind[len(positions) :] = True
+        self.context.states = self.context.logits = chosen
 
     # In forward
 
+    def watch(self) -> None:
+        """See calls of the model and of its backbone that nobody announces."""
+        if self.builders and not self.watches:
+            self.watches = [
+                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                self.model.register_forward_hook(self._after_model, always_call=True),
+                self.model.transformer.register_forward_pre_hook(self._before_backbone, with_kwargs=True),
+            ]
+
     def _before_model(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is not None:
+        given = _bound(module, args, kwargs)
+        if given.get("labels") is not None:
             raise ValueError("`labels` cannot be given while the model is steered: compute the loss from the logits.")
-        self.context.keep = kwargs.get("logits_to_keep", 0)
+        self.keep, self.whole = given.get("logits_to_keep", 0), given.get("output_concepts", False)
 
     def _after_model(self, *_: Any) -> None:
-        self.context.window, self.context.keep = None, 0
+        self.keep, self.whole = 0, False
+        self.context.forget()
+        self._prepare(None)
 
     def _before_backbone(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.announced or self.context.suspended:
+        if self.announced:
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        given = _bound(module, args, kwargs)
+        ids = given.get("input_ids")
         if ids is None:
             raise ValueError(
                 "A steered model needs `input_ids`: `inputs_embeds` do not tell which positions are masked."
             )
-        ids, text = ids.cpu(), kwargs.get("attention_mask")
-        text = torch.ones_like(ids) if not isinstance(text, torch.Tensor) or text.dim() != 2 else text.cpu()
-        text = text[:, -ids.shape[1] :].bool()
-        positions = kwargs.get("position_ids")
-        positions = text.long().cumsum(-1) - 1 if positions is None else positions.cpu().expand(ids.shape)
+        device, ids = ids.device, ids.cpu()
+        text, positions = self._text_and_positions(ids, given)
         masked = (ids == self.model.config.mask_token_id) & text
         with torch.no_grad():
             self._weigh_conditions(ids, text & ~masked, list(range(len(ids))))
-        clean = ~masked.any(-1, keepdim=True) & text
+        noised = masked.any(-1, keepdim=True)
         first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
-        prompts = torch.where(masked.any(-1, keepdim=True), first, 0)
         zero = torch.zeros_like(positions)
-        rows = torch.arange(len(ids))[:, None].expand_as(ids)
-        self._prepare(
-            Places(rows, positions, positions - prompts, masked, clean, zero, zero, torch.zeros_like(masked))
+        places = Places(
+            row=torch.arange(len(ids))[:, None].expand_as(ids),
+            position=positions,
+            offset=positions - torch.where(noised, first, 0),
+            masked=masked,
+            clean=~noised & text,
+            committed=zero,
+            step=zero,
+            blind=torch.zeros_like(masked),
         )
+        kept = places[:, slice(-self.keep, None) if isinstance(self.keep, int) else self.keep.cpu()]
+        self.context.states, self.context.logits = places if self.whole else kept, kept
+        self._prepare(places, device)
 
-    def _prepare(self, places: Places) -> None:
-        self.context.window, device = places, self.model.device
-        for builder in self.builders:
-            for injection in builder.injections:
-                injection.prepare(places, device)
+    @staticmethod
+    def _text_and_positions(ids: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) bool, where a backbone's ids are no padding, and their places in the rows."""
+        mask, positions, cache = map(given.get, ("attention_mask", "position_ids", "past_key_values"))
+        past = 0 if cache is None else cache.get_seq_length()
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            text = mask.cpu().bool()
+        else:
+            text = torch.ones(len(ids), past + ids.shape[1], dtype=torch.bool)
+        counted = (text.long().cumsum(-1) - 1)[:, past:]
+        return text[:, past:], counted if positions is None else positions.cpu().expand(ids.shape)
 
     def _weigh_conditions(self, ids: torch.Tensor, text: torch.Tensor, rows: list[int]) -> None:
+        device = device_of(self.model)
         for builder in self.builders:
             condition = builder.operation.condition
             if condition is not None:
-                with self.suspended():
-                    holds = condition.holds(self.model, ids.to(self.model.device), text.to(self.model.device))
+                with self.announce(None):
+                    holds = condition.holds(self.model, ids.to(device), text.to(device))
                 allowed = {row for row, held in zip(rows, holds.tolist()) if held}
                 builder.scope.rows = allowed if builder.rows is None else allowed & builder.rows
 
@@ -199,7 +238,10 @@ class SteerableMixin:
         Raises:
             ValueError: An operation does not suit the model; nothing is attached then.
         """
-        return self._attach([(operation, None) for operation in flatten_operations(self, operations)])
+        handle = self._attach([(operation, None) for operation in flatten_operations(self, operations)])
+        if self._steering is not None:
+            self._steering.watch()
+        return handle
 
     @contextmanager
     def steer(self, *operations: Any) -> Iterator[SteeringHandle]:
@@ -223,7 +265,7 @@ class SteerableMixin:
             yield self._steering, handle.report if handle else None
         finally:
             if self._steering is not None:
-                self._steering.end()
+                self._steering.context.forget()
             if handle is not None:
                 handle.remove()
 
@@ -255,7 +297,7 @@ def flatten_operations(model: Any, operations: Any) -> list[Operation]:
     if hasattr(operations, "operations"):  # a recipe, which checks what it was made for
         operations.check(model)
         return flatten_operations(model, list(operations.operations))
-    if not hasattr(operations, "attach"):
+    if isinstance(operations, type) or not hasattr(operations, "attach"):
         raise ValueError(f"`steering` has {operations!r}: give operations such as Amplify(12), or recipes.")
     operations.check(model.config)
     return [operations]
@@ -283,12 +325,16 @@ def operations_by_row(model: Any, steering: Any, rows: int, copies: int) -> list
         )
     chosen: list[tuple[Operation, set[int]]] = []
     for number, entry in enumerate(steering):
+        own = range(number * copies, (number + 1) * copies)
+        place = 0
         for operation in flatten_operations(model, entry):
-            same = next((known for known, _ in chosen if known == operation), None)
-            if same is None or number in next(rows for known, rows in chosen if known is same):
+            # Rows share an operation where that keeps the order of each.
+            while place < len(chosen) and chosen[place][0] != operation:
+                place += 1
+            if place == len(chosen):
                 chosen.append((operation, set()))
-                same = operation
-            next(rows for known, rows in chosen if known is same).update(range(number * copies, (number + 1) * copies))
+            chosen[place][1].update(own)
+            place += 1
     return list(chosen)
 
 
@@ -309,6 +355,11 @@ def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Ten
         step=spread([canvas.forwards for canvas in canvases]),
         blind=torch.zeros_like(masked),
     )
+
+
+def _bound(module: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by their names."""
+    return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
 
 
 __all__ = ["SteerableMixin", "Steering", "SteeringHandle", "operations_by_row"]

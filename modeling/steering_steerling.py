@@ -46,6 +46,7 @@ class Condition:
             ValueError: The condition does not suit a model of this configuration; the message says why.
         """
         _check_concepts((self.concept,), config, "condition.concept")
+        _check_number("condition.threshold", self.threshold)
         if not 0 < self.threshold <= 1:
             raise ValueError(
                 f"`condition.threshold` is {self.threshold}: concepts have weights in 0..1, so choose from there."
@@ -79,6 +80,16 @@ class Operation(ABC):
     condition: Condition | None = None
     clean_rows: bool = False
 
+    def __post_init__(self) -> None:
+        # Lists, ranges and tensors of ids become tuples: operations are compared, kept and written to files.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "tolist"):
+                value = value.tolist()
+            if isinstance(value, (list, range)):
+                value = tuple(value)
+            object.__setattr__(self, field.name, value)
+
     @property
     def name(self) -> str:
         """Name of the operation, as recipes and reports have it."""
@@ -93,23 +104,25 @@ class Operation(ABC):
             raise ValueError(
                 "This checkpoint has no concept heads (interpretable=False), so it cannot be steered by concepts."
             )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"`{field.name}` is {value!r}: give True or False.")
         if self.condition is not None:
+            if not hasattr(self.condition, "holds"):
+                raise ValueError(f"`condition` is {self.condition!r}: give a Condition.")
             self.condition.check(config)
 
     @abstractmethod
     def attach(self, model: Any, hooks: "HookBuilder") -> None:
         """Register the operation's hooks on a model."""
 
-    def parts(self) -> tuple["Operation", ...]:
-        """What the operation is made of."""
-        return (self,)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields that differ from their defaults, and the name as `operation`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
         if self.condition is not None:
-            given["condition"] = vars(self.condition)
+            given["condition"] = dict(vars(self.condition))
         return {"operation": self.name, **{key: _as_json(value) for key, value in given.items()}}
 
 
@@ -163,8 +176,8 @@ class Inject(Operation):
         concepts: Ids of the concepts c, one or several.
         strength: Positive pushes towards the concepts, negative away from them.
         normalized: Whether the strength is in units of the most aligned token's logit.
-        layers: A number: that layer, counted from 1, and all behind it; or the numbers of single layers. By default
-            the second half, as in the reference.
+        layers: A number: that layer, counted from 1, and all behind it (0: all layers, too); or the numbers of single
+            layers. By default the second half, as in the reference.
         cutoff: Stop when so many tokens of a row are decided.
         window: Offsets behind the prompt where to act, (first, one after the last).
     """
@@ -180,11 +193,9 @@ class Inject(Operation):
         super().check(config)
         _check_concepts(_as_tuple(self.concepts), config)
         _check_number("strength", self.strength)
-        for layer in () if self.layers is None else _as_tuple(self.layers):
-            if not 0 <= layer <= config.n_layers:
-                raise ValueError(f"`layers` has {layer}, but the model has the layers 1 to {config.n_layers}.")
+        _check_layers(self.layers, config)
         _check_window(self.window)
-        _check_cutoff(self.cutoff)
+        _check_count("cutoff", self.cutoff)
 
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """One hook on each of the layers."""
@@ -298,8 +309,11 @@ class Imitate(Operation):
 
     def check(self, config: Any) -> None:
         super().check(config)
+        for name, tokens in (("target", self.target), ("context", self.context)):
+            if not isinstance(tokens, tuple):
+                raise ValueError(f"`{name}` is {tokens!r}: give a list of token ids.")
         ids = [*self.target, *self.context]
-        if not self.target or not all(0 <= token < config.vocab_size for token in ids):
+        if not self.target or not all(_is_whole(token) and 0 <= token < config.vocab_size for token in ids):
             raise ValueError(
                 f"`target` and `context` take token ids from 0 to {config.vocab_size - 1}, at least one in `target`."
             )
@@ -307,12 +321,12 @@ class Imitate(Operation):
             raise ValueError(
                 f"`target` and `context` have {len(ids)} tokens, but the model's context is {config.block_size}."
             )
+        _check_number("strength", self.strength)
         if not 0 < self.strength <= 1:
             raise ValueError(
                 f"`strength` is {self.strength}: choose above 0 (nothing) and up to 1 (the target's concepts only)."
             )
-        if self.top_n is not None and self.top_n < 1:
-            raise ValueError(f"`top_n` is {self.top_n}: ask for 1 concept or more.")
+        _check_count("top_n", self.top_n)
 
     @property
     def window(self) -> tuple[int, int | None]:
@@ -383,16 +397,21 @@ class Suppress(Operation):
     token_strength: float = 20.0
 
     def check(self, config: Any) -> None:
-        for part in self.parts():
+        super().check(config)
+        # By their own names, before the parts call them otherwise.
+        _check_concepts((self.concept,), config, "concept")
+        if len(_as_tuple(self.group)):
+            _check_concepts(_as_tuple(self.group), config, "group")
+        _check_number("token_strength", self.token_strength, minimum=0)
+        for part in self._parts():
             part.check(config)
 
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """Those of the parts."""
-        for part in self.parts():
+        for part in self._parts():
             part.attach(model, hooks)
 
-    def parts(self) -> tuple[Operation, ...]:
-        """An `Inject` and a `SuppressTokens`."""
+    def _parts(self) -> tuple[Operation, ...]:
         common: dict[str, Any] = {"condition": self.condition, "clean_rows": self.clean_rows}
         concepts = (self.concept, *(concept for concept in self.group if concept != self.concept))
         inject = Inject(concepts, self.strength, normalized=False, layers=self.layers, **common)
@@ -416,10 +435,10 @@ def operation_from_dict(values: dict[str, Any]) -> Operation:
     if name not in OPERATIONS:
         raise ValueError(f"`operation` is {name!r}: choose one of {', '.join(OPERATIONS)}.")
     kind = OPERATIONS[name]
-    if values.get("condition") is not None:
-        values["condition"] = Condition(**values["condition"])
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        if values.get("condition") is not None:
+            values["condition"] = Condition(**values["condition"])
+        return kind(**values)
     except TypeError as error:
         names = ", ".join(field.name for field in fields(kind))
         raise ValueError(f"{name} cannot have these fields: {error}; it has {names}.") from error
@@ -441,10 +460,15 @@ def head_name(model: Any, head: Any) -> str:
     return "known_head" if head is model.known_head else "unknown_head"
 
 
+def device_of(model: Any) -> torch.device:
+    """Where a model takes its inputs; weights that accelerate has offloaded are on no device, and inputs are moved."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 def embed_concepts(model: Any, concepts: Sequence[int]) -> torch.Tensor:
     """(m, D) embeddings E_c, float32, those of known concepts first."""
     parts = [
-        head.embeddings(torch.tensor(ids, device=model.device)).float()
+        head.embeddings(torch.tensor(ids, device=device_of(model))).float()
         for head, ids in split_concepts(model, concepts)
     ]
     return torch.cat([part.to(parts[0].device) for part in parts]).detach()
@@ -465,12 +489,12 @@ def concept_direction(model: Any, concepts: Sequence[int]) -> tuple[torch.Tensor
 @torch.no_grad()
 def target_profile(model: Any, operation: Imitate) -> list[tuple[Any, SteerlingConceptOutput]]:
     """For each head, what `ImitateFeatures` draws its features to: one line for each of the target's tokens, or one in all."""
-    ids = torch.tensor([*operation.context, *operation.target], device=model.device)
+    ids = torch.tensor([*operation.context, *operation.target], device=device_of(model))
     first, count = len(operation.context), len(operation.target)
     states = []
-    for places in torch.arange(first, first + count, device=model.device).split(ROWS):
+    for places in torch.arange(first, first + count, device=ids.device).split(ROWS):
         rows = ids.repeat(len(places), 1)
-        each = torch.arange(len(places), device=model.device)
+        each = torch.arange(len(places), device=ids.device)
         rows[each, places] = model.config.mask_token_id
         hidden_states = model.transformer(input_ids=rows).last_hidden_state
         states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
@@ -492,24 +516,40 @@ def target_profile(model: Any, operation: Imitate) -> list[tuple[Any, SteerlingC
 # Checks
 
 
-def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
 def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_concepts(concepts: tuple[int, ...], config: Any, name: str = "concepts") -> None:
-    count = config.n_concepts + (config.n_unknown_concepts if config.use_unknown else 0)
+    known = config.n_concepts
+    count = known + (config.n_unknown_concepts if config.use_unknown else 0)
     if not concepts:
         raise ValueError(f"`{name}` is empty: give one concept id or more.")
     for concept in concepts:
-        if isinstance(concept, bool) or not isinstance(concept, int) or not 0 <= concept < count:
-            raise ValueError(
-                f"`{name}` has {concept!r}: known concepts have the ids 0 to {config.n_concepts - 1}, "
-                f"discovered ones {config.n_concepts} to {count - 1}."
-            )
+        if not _is_whole(concept) or not 0 <= concept < count:
+            discovered = f", discovered ones {known} to {count - 1}" if count > known else ", and no others exist"
+            raise ValueError(f"`{name}` has {concept!r}: known concepts have the ids 0 to {known - 1}{discovered}.")
+        if concepts.count(concept) > 1:
+            raise ValueError(f"`{name}` has {concept} more than once: name each concept once.")
+
+
+def _check_layers(layers: int | Sequence[int] | None, config: Any) -> None:
+    if layers is None:
+        return
+    chosen, first = _as_tuple(layers), 0 if _is_whole(layers) else 1
+    if not chosen:
+        raise ValueError("`layers` is empty: give a first layer, or the numbers of single ones.")
+    for layer in chosen:
+        if not _is_whole(layer) or not first <= layer <= config.n_layers:
+            raise ValueError(f"`layers` has {layer!r}, but the model has the layers 1 to {config.n_layers}.")
 
 
 def _check_number(name: str, value: float, minimum: float = -math.inf) -> None:
@@ -523,15 +563,16 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` is {value!r}: choose one of {', '.join(choices)}.")
 
 
-def _check_cutoff(cutoff: int | None) -> None:
-    if cutoff is not None and (not isinstance(cutoff, int) or cutoff < 1):
-        raise ValueError(f"`cutoff` is {cutoff!r}: give a number of tokens of 1 or more, or None for always.")
+def _check_count(name: str, count: int | None) -> None:
+    if count is not None and (not _is_whole(count) or count < 1):
+        raise ValueError(f"`{name}` is {count!r}: give a whole number of 1 or more, or leave it out.")
 
 
 def _check_window(window: tuple[int, int | None] | None) -> None:
-    if window is not None and not (
-        len(window) == 2 and window[0] >= 0 and (window[1] is None or window[1] > window[0])
-    ):
+    if window is None:
+        return
+    start, stop = window if isinstance(window, tuple) and len(window) == 2 else (None, None)
+    if not _is_whole(start) or start < 0 or not (stop is None or (_is_whole(stop) and stop > start)):
         raise ValueError(
             f"`window` is {window!r}: give (first, one after the last) in tokens behind the prompt, or (first, None)."
         )

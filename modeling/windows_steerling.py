@@ -1,6 +1,7 @@
 """Forward passes over the windows of unfinished rows, on an exact block cache or without one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ class WindowEncoder:
         guided: Whether canvases have second rows.
         width: Length of every window, in passes of all rows, so that shapes never change. By default windows are as
             short as they can be, and finished rows leave the batch.
-        step: Computes windows of that length, such as the compiled backbone.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class WindowEncoder:
         cache: SteerlingCache | None,
         guided: bool,
         width: int | None = None,
-        step: Callable | None = None,
     ):
         self.transformer, self.config, self.device = transformer, config, device
-        self.cache, self.width, self.step = cache, width, step or transformer
+        self.cache, self.width = cache, width
+        self.step: Callable = transformer  # computes windows of a fixed length; may be compiled
         self.lanes = 2 if guided else 1
         self.grid = config.diff_block_size
         # A block that is decided rides along with the next ones, in windows up to this length.
@@ -96,8 +96,8 @@ class WindowEncoder:
 
     def _forget_what_changed(self, cache: SteerlingCache, live: Sequence[Canvas]) -> None:
         """Where operations have begun or ended, masked positions have other keys and values now."""
-        for canvas in live if self.steering is not None else []:
-            if self.steering.changed(canvas):
+        for canvas in live:
+            if self.steering is not None and self.steering.changed(canvas):
                 # In the second row of a guided canvas the whole prompt is masked.
                 self._note_final(cache, canvas, canvas.cached if self.lanes == 1 else 0)
 
@@ -125,6 +125,10 @@ class WindowEncoder:
         if self.cache is not None:
             self.cache.take(self._rows(canvases))
             self.order = list(canvases)
+            if self.steering is not None and self.lanes == 2:
+                # What steering made of a masked prompt is no use to another call.
+                for row in range(1, self.cache.rows, 2):
+                    self.cache.note_final(row, torch.empty(0, dtype=torch.long))
 
     def fill(self) -> None:
         """Compute what the cache does not have of the prompts' blocks, unless they are few enough to ride along."""
@@ -135,7 +139,7 @@ class WindowEncoder:
             copies = 1
         self.order = canvases[::copies]
         cache.start(len(self.order) * self.lanes)
-        # What another steering made of a masked prompt is no use.
+        # Steering makes something else of a masked prompt.
         reusable = self.steering is None or self.lanes == 1
         for row, canvas in enumerate(self.order):
             agreed = min(cache.agreement(row * self.lanes + i, ids) for i, ids in enumerate(self._ids(canvas)))
@@ -176,25 +180,35 @@ class WindowEncoder:
         """(rows, width, D) of windows that begin with what is not computed and see all positions before their `stops`."""
         ids = torch.stack([row for canvas in canvases for row in self._ids(canvas, canvas.computed, width)])
         starts = torch.tensor([canvas.computed for canvas in canvases]).repeat_interleave(self.lanes)
-        positions = (starts[:, None] + torch.arange(width)).to(self.device)
+        places = starts[:, None] + torch.arange(width)
+        positions = places.to(self.device)
         ends = torch.tensor(stops).repeat_interleave(self.lanes)
         visible = self.cache.columns if static and self.cache is not None else max(stops)
         if self.cache is not None:
             self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
         mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
-        if self.steering is not None:
-            self.steering.begin(canvases, self.lanes, ids, positions.cpu())
-        hidden_states = (self.step if static else self.transformer)(
-            input_ids=ids.to(self.device),
-            attention_mask={"full_attention": mask},
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
-        ).last_hidden_state
+        with self._announced(canvases, ids, places, ends):
+            hidden_states = (self.step if static else self.transformer)(
+                input_ids=ids.to(self.device),
+                attention_mask={"full_attention": mask},
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=self.cache is not None,
+            ).last_hidden_state
         if self.cache is not None:
             self.cache.window = None
         return hidden_states
+
+    def _announced(
+        self, canvases: Sequence[Canvas], ids: torch.Tensor, places: torch.Tensor, ends: torch.Tensor
+    ) -> AbstractContextManager[None]:
+        """Tell steering of a pass; what lies behind the `ends` (rows,), as in rows that have finished, is no text."""
+        if self.steering is None:
+            return nullcontext()
+        live = torch.tensor([not canvas.finished for canvas in canvases]).repeat_interleave(self.lanes)
+        masked = (ids == self.config.mask_token_id) & (places < ends[:, None]) & live[:, None]
+        return self.steering.window(canvases, self.lanes, places, masked, self.device)
 
     def _attention_mask(self, starts: torch.Tensor, ends: torch.Tensor, width: int, keys: int) -> Any:
         """
