@@ -80,19 +80,40 @@ class WindowEncoder:
             self._move_to_the_front(self.cache, live)
         canvases = list(live) if self.width is None else self.order
         stops = [canvas.computed + 1 if canvas.finished else canvas.visible for canvas in canvases]
-        width = self.width or max(stop - canvas.computed for canvas, stop in zip(canvases, stops))
-        windows = self._forward(canvases, len(canvases) * self.lanes, width, stops, static=self.width is not None)
+        windows = self._compute(canvases, stops)
         if self.steering is not None:
             self.steering.choose(live, self.lanes, masked)
         chosen = []
-        for row, (canvas, stop) in enumerate(zip(canvases, stops)):
+        for canvas, stop, window in zip(canvases, stops, windows):
             if not canvas.finished:
-                self._keep_states(canvas, windows[row * self.lanes : (row + 1) * self.lanes])
+                self._keep_states(canvas, window)
                 self._note_computed(canvas, stop)
         for canvas, positions in zip(live, masked):
             states = self.states[canvas.index]
             chosen.append(states[:, (positions - canvas.blocks[0].start).to(states.device)])
         return torch.cat(chosen, dim=1)
+
+    def _compute(self, canvases: Sequence[Canvas], stops: list[int]) -> list[torch.Tensor]:
+        """The window (1 or 2, W, D) of each canvas."""
+        if self.width is not None:
+            windows = self._forward(canvases, len(canvases) * self.lanes, self.width, stops, static=True)
+            return list(windows.split(self.lanes))
+        needs = [stop - canvas.computed for canvas, stop in zip(canvases, stops)]
+        # A CPU's time goes with the positions, so rows share a pass only with rows that need as many attention blocks, and
+        # are hardly padded; an accelerator's time goes with the passes, at least for few rows. Flex attention is compiled
+        # for its shapes, so it sees few.
+        apart = self.device.type == "cpu" and self.config._attn_implementation != "flex_attention"
+        kinds = [-(-need // self.grid) if apart else 0 for need in needs]
+        windows: list[Any] = [None] * len(canvases)
+        for kind in sorted(set(kinds)):
+            own = [number for number, other in enumerate(kinds) if other == kind]
+            group = [canvases[number] for number in own]
+            rows = len(group) * self.lanes if len(own) == len(canvases) else torch.tensor(self._rows(group))
+            width = max(needs[number] for number in own)
+            hidden_states = self._forward(group, rows, width, [stops[number] for number in own])
+            for number, window in zip(own, hidden_states.split(self.lanes)):
+                windows[number] = window
+        return windows
 
     def _forget_what_changed(self, cache: SteerlingCache, live: Sequence[Canvas]) -> None:
         """Where operations have begun or ended, masked positions have other keys and values now."""

@@ -172,8 +172,7 @@ def test_finished_rows_leave_the_batch_but_for_static_shapes(model):
     settings = {"inputs": ids, "attention_mask": mask, "max_new_tokens": 21, "repetition_penalty": 1.1}
     settings["eos_token_id"] = free[:3, 6].tolist()
     rows = [rows for rows, length in windows_of(model, **settings)]
-    assert rows[-1] < 7
-    assert 7 in rows
+    assert sum(rows[-3:]) < 7 <= sum(rows[1:4])  # a step's rows, in groups that need windows of one length
     steps = [shape for shape in windows_of(model, cache_implementation="static", **settings) if shape[1] == 2 * BLOCK]
     assert set(steps) == {(7, 2 * BLOCK)}
 
@@ -183,7 +182,7 @@ def test_finished_rows_leave_the_batch_but_for_static_shapes(model):
 
 def test_several_answers_share_the_prompt(model):
     prompts = make_prompt(29, rows=2)
-    settings = {"max_new_tokens": 12, "do_sample": True, "seed": 0}
+    settings = {"max_new_tokens": 12, "do_sample": True, "seed": 0, "align_blocks": True}
     shapes = windows_of(model, inputs=prompts, num_return_sequences=3, **settings)
     assert shapes[0] == (2, 24)
     assert {rows for rows, _ in shapes[1:]} == {6}
