@@ -63,6 +63,7 @@ bench: $(VENV)/.installed-reference
 	$(PY) benchmarks/generation.py
 	$(PY) benchmarks/ragged.py
 	$(PY) benchmarks/memory.py
+	$(PY) benchmarks/steering.py
 	$(PY) benchmarks/throughput.py --size small --new-tokens 64
 
 parity: $(VENV)/.installed-reference

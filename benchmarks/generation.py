@@ -7,12 +7,14 @@ A model of 8 layers and width 512 with the full concept heads and the full vocab
 of 29 tokens, one token a step, in float32. Ours is timed over whole answers. The reference computes the same canvas at
 every step, so a sample of its steps is timed and the median counts for all. The limit is the time of the bare matrix
 products that a step cannot do without: those of the weights with the positions of its window, and of the vocabulary
-with its masked rows, with packed weights where those are faster.
+with its masked rows. generate() packs weights for oneDNN (see modeling/packing_steerling.py), whose products may be faster
+than torch's own; both limits are measured.
 
 speedup_N     seconds a token of the reference over ours, for N new tokens
 aligned_N     the same with align_blocks=True
 growth        seconds a token at the longest answer over those at the shortest
-over_limit    seconds a step over its limit, the largest of all runs
+over_limit    seconds a step over its limit by torch's own products, the largest of all runs
+over_packed   the same by products with packed weights
 
 The reference is needed for the speedups: `make bench` installs it.
 """
@@ -125,10 +127,10 @@ def time_reference(reference: Any, config: SteerlingConfig, new_tokens: int, sam
 
 
 class Limit:
-    """Seconds of the bare matrix products of a pass, measured once for each size."""
+    """Seconds of the bare matrix products of a pass, measured once for each size; with packed weights if asked."""
 
-    def __init__(self, model: SteerlingForDiffusionLM):
-        self.transformer = model.transformer
+    def __init__(self, model: SteerlingForDiffusionLM, packed: bool):
+        self.transformer, self.packed = model.transformer, packed
         self.weights = [
             weight
             for block in model.transformer.blocks
@@ -139,12 +141,11 @@ class Limit:
 
     @torch.no_grad()
     def products(self, linears: list[torch.nn.Linear], rows: int) -> float:
-        """Seconds with so many rows, as torch multiplies or as generate() does with packed weights, whichever is faster."""
+        """Seconds with so many rows."""
         inputs = {linear.in_features: torch.randn(rows, linear.in_features) for linear in linears}
-        return min(
-            median_seconds(lambda: [inputs[linear.in_features] @ linear.weight.T for linear in linears]),
-            median_seconds(lambda: [linear(inputs[linear.in_features]) for linear in linears]),
-        )
+        if self.packed:
+            return median_seconds(lambda: [linear(inputs[linear.in_features]) for linear in linears])
+        return median_seconds(lambda: [inputs[linear.in_features] @ linear.weight.T for linear in linears])
 
     def window(self, positions: int) -> float:
         if positions not in self.window_seconds:
@@ -165,7 +166,7 @@ class Limit:
 
 def measure(lengths: list[int], sample: int) -> dict[str, Any]:
     model, result = make_model(), {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": []}
-    reference, limit = load_reference(model), Limit(model)
+    reference, limits = load_reference(model), {"limit": Limit(model, False), "packed": Limit(model, True)}
     if reference is None:
         print("the reference package is not installed: no speedups (see `make bench`)", file=sys.stderr)
     time_ours(model, 64, False)
@@ -176,14 +177,17 @@ def measure(lengths: list[int], sample: int) -> dict[str, Any]:
         for name, aligned in (("ours", False), ("aligned", True)):
             taken, passes = time_ours(model, new_tokens, aligned)
             row[name] = taken / new_tokens
-            row[f"{name}_limit"] = limit.of(passes) / new_tokens
+            for kind, limit in limits.items():
+                row[f"{name}_{kind}"] = limit.of(passes) / new_tokens
             if reference is not None:
                 key = "speedup" if name == "ours" else "aligned"
                 result[f"{key}_{new_tokens}"] = row["reference"] / row[name]
         result["rows"].append(row)
     rows = result["rows"]
     result["growth"] = rows[-1]["ours"] / rows[0]["ours"]
-    result["over_limit"] = max(row[name] / row[f"{name}_limit"] for row in rows for name in ("ours", "aligned"))
+    for kind in limits:
+        over = max(row[name] / row[f"{name}_{kind}"] for row in rows for name in ("ours", "aligned"))
+        result[f"over_{kind}"] = over
     return result
 
 
@@ -197,7 +201,10 @@ def print_table(result: dict[str, Any]) -> None:
             f"{row['ours_limit']:>8.4f} {row['aligned']:>8.4f} {row['aligned_limit']:>8.4f} "
             f"{speedups[0]:>7.1f} {speedups[1]:>8.1f}"
         )
-    print(f"growth {result['growth']:.3f}   over the limit {result['over_limit']:.3f}")
+    print(
+        f"growth {result['growth']:.3f}   over the limit {result['over_limit']:.3f}, "
+        f"with packed products {result['over_packed']:.3f}"
+    )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
