@@ -185,6 +185,11 @@ CASES = [
 ]
 
 
+def case_named(name: str) -> Case:
+    """The recorded case of that name."""
+    return next(case for case in CASES if case.name == name)
+
+
 @dataclass(frozen=True)
 class Generation:
     """One greedy generation: prompt_length random ids, then new_tokens masks filled in `steps` steps."""
@@ -252,9 +257,109 @@ GENERATIONS = [
 ]
 
 
-def case_named(name: str) -> Case:
-    """The recorded case of that name."""
-    return next(case for case in CASES if case.name == name)
+# What steers a model, written as in recipes (`Operation.to_dict`). Known concepts only: the reference injects no others.
+# Layers are stated where a default would mean every layer of so shallow a model.
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "amplify": {"operation": "Amplify", "concepts": 3, "layers": 2, "cutoff": 20},
+    "amplify_two": {"operation": "Amplify", "concepts": [3, 17], "strength": 3.0, "layers": 2, "cutoff": 20},
+    "amplify_defaults": {"operation": "Amplify", "concepts": 3},
+    "suppress": {"operation": "Suppress", "concept": 5},
+    "suppress_group": {"operation": "Suppress", "concept": 5, "group": [11, 5, 30], "layers": 2},
+    "suppress_tokens": {"operation": "SuppressTokens", "concepts": [5, 8], "strength": 1.5},
+    "inject": {"operation": "Inject", "concepts": [8], "strength": 2.0, "layers": 2},
+    "inject_raw": {"operation": "Inject", "concepts": [8, 21], "strength": 1.5, "normalized": False, "layers": 0},
+    "inject_away": {"operation": "Inject", "concepts": [8, 21], "strength": -1.5, "normalized": False},
+}
+
+# The layers that Amplify has by default are the reference's at the released depth only.
+EVERYWHERE = [name for name in OPERATIONS if name != "amplify_defaults"]
+
+# As unlike the released models as can be, positions excepted: masks in a block would all be alike without RoPE.
+LAYER_NORM = Case(
+    "layer_norm_gelu_biased",
+    {
+        "n_layers": 4,
+        "use_rms_norm": False,
+        "mlp_type": "standard",
+        "use_bias": True,
+        "use_qk_norm": False,
+        "norm_order": "pre",
+        "n_kv_heads": None,
+        "weight_sharing": False,
+        "clip_qkv": None,
+        **PLAIN,
+    },
+    seed=3,
+)
+# Of the released depth, at which presets can be compared as they come.
+DEEP = Case("released_depth", {"n_layers": 32, "n_embd": 32, "concept_dim": 32}, seed=1)
+
+STEERED_CASES = {
+    case.name: case
+    for case in (
+        case_named("released"),
+        case_named("released_without_epsilon"),
+        case_named("attention_both_topk_on_logits"),
+        LAYER_NORM,
+        DEEP,
+    )
+}
+
+STEERED_FORWARDS = [
+    (case, operation)
+    for case in STEERED_CASES.values()
+    for operation in (
+        ("amplify_defaults", "suppress")
+        if case is DEEP
+        else ("amplify_two", "suppress_group", "suppress_tokens", "inject_raw")
+    )
+]
+
+
+@dataclass(frozen=True)
+class SteeredGeneration(Generation):
+    """A greedy generation under one of OPERATIONS, on one of STEERED_CASES."""
+
+    operation: str = ""
+
+    @property
+    def name(self) -> str:
+        """A readable key, unique among the recorded generations."""
+        return f"{super().name}-{self.operation}"
+
+
+def _generations(
+    case: str, prompt_length: int, new_tokens: int, steps: int, seeds: dict[str, int], cfg_scale: float = 0.0
+) -> list[SteeredGeneration]:
+    """One generation per operation, each from a prompt on which no decision is close."""
+    return [
+        SteeredGeneration(case, prompt_length, new_tokens, steps, 1.1, cfg_scale, seed, operation)
+        for operation, seed in seeds.items()
+    ]
+
+
+STEERED_GENERATIONS = [
+    *_generations(
+        "released", 40, 64, 64, {"amplify": 1, "suppress": 1, "suppress_group": 1, "inject": 1, "inject_raw": 1}
+    ),
+    *_generations("released", 65, 128, 64, {"amplify_two": 2, "suppress_tokens": 1, "inject_away": 1}),
+    *_generations("released_without_epsilon", 50, 64, 32, dict.fromkeys(EVERYWHERE, 1) | {"suppress_tokens": 2}),
+    # Blocks of 16: the cutoff after 20 tokens falls into the second one.
+    *_generations(
+        "attention_both_topk_on_logits",
+        21,
+        64,
+        64,
+        dict.fromkeys(EVERYWHERE, 1) | {"suppress": 3, "suppress_tokens": 2, "inject_raw": 2, "inject_away": 4},
+    ),
+    *_generations("layer_norm_gelu_biased", 29, 64, 64, dict.fromkeys(EVERYWHERE, 1) | {"inject": 2}),
+    *_generations("released_depth", 13, 48, 24, {"amplify_defaults": 1, "suppress": 1}),
+    # Guided, where the masked prompt is injected too, and is cached with its blocks of 16.
+    *_generations("released", 40, 64, 32, {"inject": 2, "amplify_two": 1, "suppress": 1}, cfg_scale=1.0),
+    *_generations(
+        "layer_norm_gelu_biased", 40, 64, 32, {"inject_raw": 1, "amplify": 1, "suppress_group": 1}, cfg_scale=0.5
+    ),
+]
 
 
 def padded(count: int, multiple: int) -> int:

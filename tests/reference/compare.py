@@ -1,6 +1,9 @@
 """Our model's outputs under the names that the recordings use, and the measures of agreement."""
 
+from typing import Any
+
 import torch
+from steerling_hf.modeling.steering_steerling import operation_from_dict
 
 TOLERANCE = 1e-5  # of max |ours - theirs| / max |theirs|, in float32
 
@@ -31,6 +34,13 @@ def our_outputs(model: torch.nn.Module, input_ids: torch.Tensor) -> dict[str, to
         "unknown_weights": concepts.unknown_weights,
     }
     return outputs | {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@torch.no_grad()
+def our_steered_logits(model: torch.nn.Module, operation: dict[str, Any], input_ids: torch.Tensor) -> torch.Tensor:
+    """Logits of a SteerlingForDiffusionLM for ids (batch, length) under an operation that is written as in recipes."""
+    with model.steer(operation_from_dict(operation)):
+        return model(input_ids=input_ids).logits
 
 
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -16,10 +16,32 @@ import tempfile
 from pathlib import Path
 
 import torch
-from cases import CASES, GENERATIONS, Case, Generation, case_named, make_input, make_prompt, make_weights
-from compare import TOLERANCE, differences, generation_disagreement, our_generation, our_outputs
+from cases import (
+    CASES,
+    GENERATIONS,
+    OPERATIONS,
+    STEERED_CASES,
+    STEERED_FORWARDS,
+    STEERED_GENERATIONS,
+    Case,
+    Generation,
+    case_named,
+    make_input,
+    make_prompt,
+    make_weights,
+)
+from compare import (
+    TOLERANCE,
+    differences,
+    generation_disagreement,
+    our_generation,
+    our_outputs,
+    our_steered_logits,
+    relative_difference,
+)
 from folders import write_folder
-from oracle import reference_for, reference_generation, reference_outputs
+from oracle import reference_for, reference_generation, reference_outputs, reference_steered_outputs
+from steerling_hf.modeling.steering_steerling import operation_from_dict
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -73,15 +95,32 @@ def compare_case(case: Case, turn: int) -> tuple[str, bool]:
     return f"{row}   {'ok' if agrees else 'DISAGREES'}", agrees
 
 
+def compare_steered(case: Case, name: str, turn: int) -> tuple[str, bool]:
+    """A row of the table of steered logits, and whether they agree."""
+    ids, operation = make_input(case), OPERATIONS[name]
+    theirs = reference_steered_outputs(reference_for(case), case.config, operation, ids)
+    clear = torch.ones_like(ids, dtype=torch.bool)
+    if not case.config["use_epsilon_correction"]:  # with it, no rank reaches the logits
+        for gap in theirs.keys() & {"known_gap", "unknown_gap"}:
+            clear &= theirs[gap] > TOO_CLOSE
+    ours = our_steered_logits(our_model(case, turn), operation, ids)
+    difference = relative_difference(ours[clear], theirs["logits"][clear])
+    agrees = difference < TOLERANCE
+    row = f"{case.name:30} {name:20} {case.seed:5} {difference:10.1e} {int((~clear).sum()):6}"
+    return f"{row}   {'ok' if agrees else 'DISAGREES'}", agrees
+
+
 def compare_generation(generation: Generation, case: Case, turn: int) -> tuple[str, bool]:
     """A row of the table, and whether tokens and the steps that decided them agree."""
-    trace = reference_generation(reference_for(case), case.config, generation)
-    ours = our_generation(our_model(case, turn), make_prompt(generation), **generation.settings)
+    operation = OPERATIONS.get(getattr(generation, "operation", ""))
+    trace = reference_generation(reference_for(case), case.config, generation, operation)
+    settings = {} if operation is None else {"steering": operation_from_dict(operation)}
+    ours = our_generation(our_model(case, turn), make_prompt(generation), **generation.settings, **settings)
     theirs = trace.sequence[generation.prompt_length :], trace.step_map
     disagreement = generation_disagreement(ours, theirs, case.config)
     agrees = not disagreement or trace.margin < TOO_CLOSE
     verdict = "equal" if not disagreement else f"{'too close: ' if agrees else 'DIFFERENT: '}{disagreement}"
-    return f"{generation.name:58} {case.seed:7} {generation.seed:7} {trace.margin:9.1e}   {verdict}", agrees
+    return f"{generation.name:72} {case.seed:7} {generation.seed:7} {trace.margin:9.1e}   {verdict}", agrees
 
 
 def main() -> int:
@@ -106,18 +145,26 @@ def main() -> int:
             print(row, flush=True)
             failures += not agrees
 
-    print("\ngreedy generation: tokens and their order; the smallest relative gap that a decision hung on")
-    print(f"{'generation':58} {'weights':>7} {'prompt':>7} {'margin':>9}")
-    for generation in GENERATIONS:
+    print("\nsteered logits: max |ours - reference| / max |reference|")
+    print(f"{'case':30} {'operation':20} {'seed':>5} {'logits':>10} {'close':>6}")
+    for case, name in STEERED_FORWARDS:
         for turn, offset in enumerate(offsets):
-            case = case_named(generation.case)
+            row, agrees = compare_steered(dataclasses.replace(case, seed=case.seed + offset), name, turn)
+            print(row, flush=True)
+            failures += not agrees
+
+    print("\ngreedy generation: tokens and their order; the smallest relative gap that a decision hung on")
+    print(f"{'generation':72} {'weights':>7} {'prompt':>7} {'margin':>9}")
+    for generation in [*GENERATIONS, *STEERED_GENERATIONS]:
+        for turn, offset in enumerate(offsets):
+            case = STEERED_CASES.get(generation.case) or case_named(generation.case)
             case = dataclasses.replace(case, seed=case.seed + offset)
             prompted = dataclasses.replace(generation, seed=generation.seed + offset)
             row, agrees = compare_generation(prompted, case, turn)
             print(row, flush=True)
             failures += not agrees
 
-    total = (len(CASES) + len(GENERATIONS)) * len(offsets)
+    total = (len(CASES) + len(STEERED_FORWARDS) + len(GENERATIONS) + len(STEERED_GENERATIONS)) * len(offsets)
     print(f"\n{total - failures} of {total} comparisons agree")
     return 1 if failures else 0
 

@@ -10,6 +10,7 @@ from folders import nested_config
 from steerling.configs.causal_diffusion import CausalDiffusionConfig
 from steerling.configs.concept import ConceptConfig
 from steerling.configs.generation import GenerationConfig
+from steerling.configs.steering import SteeringConfig
 from steerling.inference.causal_diffusion import SteerlingGenerator
 from steerling.models.causal_diffusion import CausalDiffusionLM
 from steerling.models.interpretable.interpretable_causal_diffusion import InterpretableCausalDiffusionLM
@@ -52,14 +53,22 @@ def reference_outputs(model: torch.nn.Module, input_ids: torch.Tensor) -> dict[s
         "unknown_indices": out.unknown_topk_indices,
     }
     outputs.update({name: value for name, value in optional.items() if value is not None})
-    for head, logits, chosen in (
-        ("known", out.known_logits, out.known_topk_logits),
-        ("unknown", out.unknown_logits, out.unknown_topk_logits),
-    ):
+    for head, chosen in (("known", out.known_topk_logits), ("unknown", out.unknown_topk_logits)):
         if chosen is not None:
             outputs[f"{head}_weights"] = chosen.sigmoid()
-            outputs[f"{head}_gap"] = _rank_gap(getattr(model, f"{head}_head"), logits, chosen.shape[-1])
-    return outputs
+    return outputs | _rank_gaps(model, out)
+
+
+def _rank_gaps(model: torch.nn.Module, out: Any) -> dict[str, torch.Tensor]:
+    """`known_gap` and `unknown_gap` of `reference_outputs`, of those heads that rank."""
+    return {
+        f"{head}_gap": _rank_gap(getattr(model, f"{head}_head"), logits, chosen.shape[-1])
+        for head, logits, chosen in (
+            ("known", out.known_logits, out.known_topk_logits),
+            ("unknown", out.unknown_logits, out.unknown_topk_logits),
+        )
+        if chosen is not None
+    }
 
 
 def _rank_gap(head: torch.nn.Module, logits: torch.Tensor, reported: int) -> torch.Tensor:
@@ -85,8 +94,29 @@ class Trace:
     margin: float
 
 
-def reference_generation(model: torch.nn.Module, config: dict[str, Any], generation: Generation) -> Trace:
-    """Greedy generation by the reference's own loop, observed through the model calls that it makes."""
+def reference_steering(operation: dict[str, Any]) -> SteeringConfig:
+    """The reference's form of an operation; what the operation leaves unset is left to the reference's default."""
+    asked = dict(operation)
+    kind, cutoff = asked.pop("operation"), asked.get("cutoff")
+    if kind == "SuppressTokens":
+        return SteeringConfig(relu_logit_mask=dict.fromkeys(asked["concepts"], asked["strength"]))
+    names = {
+        "concepts": "concept_ids",
+        "concept": "concept_id",
+        "group": "group_concept_ids",
+        "strength": "mai_lm_target",
+        "normalized": "normalize_mai_lm_target",
+        "layers": "inject_layer",
+        "cutoff": "cutoff_tokens",
+    }
+    settings = {names[name]: value for name, value in asked.items()}
+    if kind == "Inject":
+        return SteeringConfig(inject_alpha_schedule="fixed" if cutoff is None else "hard_cutoff", **settings)
+    return {"Amplify": SteeringConfig.injection, "Suppress": SteeringConfig.injection_relu}[kind](**settings)
+
+
+def _runner(model: torch.nn.Module, config: dict[str, Any]) -> SteerlingGenerator:
+    """The reference's generator for a model, with ids instead of a tokenizer."""
     ids = SimpleNamespace(
         mask_token_id=config["mask_token_id"],
         eos_token_id=config["eos_token_id"],
@@ -95,7 +125,42 @@ def reference_generation(model: torch.nn.Module, config: dict[str, Any], generat
         decode=lambda tokens: "",
     )
     interpretable = isinstance(model, InterpretableCausalDiffusionLM)
-    runner = SteerlingGenerator(model, ids, model.config, is_interpretable=interpretable, device="cpu")
+    return SteerlingGenerator(model, ids, model.config, is_interpretable=interpretable, device="cpu")
+
+
+@torch.no_grad()
+def reference_steered_outputs(
+    model: torch.nn.Module, config: dict[str, Any], operation: dict[str, Any], input_ids: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """
+    `logits`, and the gaps of `reference_outputs`, under an operation that acts at masked positions: its generator's
+    injection, and its generator's suppression, which that one takes off behind the model.
+    """
+    runner, steering = _runner(model, config), reference_steering(operation)
+    injection = {}
+    if steering.has_injection:
+        direction, alpha, layer = runner._prepare_steering(steering)
+        injection = {
+            "position_injection": runner._position_injection(input_ids, direction),
+            "steering_inject_layer": layer,
+            "steering_inject_alpha": alpha,
+        }
+    logits, out = model(input_ids, **injection)
+    if steering.has_logit_mask:
+        masked = (input_ids == config["mask_token_id"])[..., None]
+        logits = logits - masked * runner._build_relu_mask(steering.relu_logit_mask)
+    return {"logits": logits} | _rank_gaps(model, out)
+
+
+def reference_generation(
+    model: torch.nn.Module, config: dict[str, Any], generation: Generation, operation: dict[str, Any] | None = None
+) -> Trace:
+    """Greedy generation by the reference's own loop, observed through the model calls that it makes."""
+    runner = _runner(model, config)
+    steering = None if operation is None else reference_steering(operation)
+    suppression = 0.0
+    if steering is not None and steering.has_logit_mask:
+        suppression = runner._build_relu_mask(steering.relu_logit_mask).detach()
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
     forward = runner._forward
 
@@ -114,7 +179,7 @@ def reference_generation(model: torch.nn.Module, config: dict[str, Any], generat
         use_entropy_sampling=False,
         top_p=0.0,
     )
-    sequence = runner.generate_full(prompt, settings).tokens
+    sequence = runner.generate_full(prompt, settings, steering=steering).tokens
     start, block = prompt.shape[1], config["diff_block_size"]
     step_map, margin = torch.full((generation.new_tokens,), -1), float("inf")
     afters = [after for after, _ in calls[1:]] + [sequence]
@@ -122,11 +187,11 @@ def reference_generation(model: torch.nn.Module, config: dict[str, Any], generat
         committed = before[start:] != after[start:]
         step_map[committed & (step_map < 0)] = step
         if committed.any():
-            margin = min(margin, _margin(before, after, logits, start, block, config, generation))
+            margin = min(margin, _margin(before, after, logits, suppression, start, block, config, generation))
     return Trace(sequence.tolist(), step_map.tolist(), margin)
 
 
-def _margin(before, after, logits, start, block, config, generation) -> float:
+def _margin(before, after, logits, suppression, start, block, config, generation) -> float:
     """The smallest relative gap behind one step's decisions (see Trace)."""
     masked = (before == config["mask_token_id"]).nonzero().squeeze(1)
     masked = masked[masked >= start]
@@ -134,7 +199,7 @@ def _margin(before, after, logits, start, block, config, generation) -> float:
     scores = logits[0]
     if generation.cfg_scale:  # the second row is the one whose prompt is masked
         scores = logits[1] + (generation.cfg_scale + 1) * (logits[0] - logits[1])
-    rows = scores[masked].double()
+    rows = (scores[masked] - suppression).double()
     present = before.unique()
     values = rows[:, present]
     rows[:, present] = torch.where(

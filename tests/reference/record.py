@@ -15,6 +15,10 @@ import torch
 from cases import (
     CASES,
     GENERATIONS,
+    OPERATIONS,
+    STEERED_CASES,
+    STEERED_FORWARDS,
+    STEERED_GENERATIONS,
     Case,
     case_named,
     fingerprint,
@@ -23,14 +27,19 @@ from cases import (
     parameter_shapes,
     recorded_positions,
 )
-from oracle import reference_for, reference_generation, reference_outputs
+from compare import relative_difference
+from oracle import reference_for, reference_generation, reference_outputs, reference_steered_outputs
 from safetensors.torch import save_file
 
 OUTPUTS = Path(__file__).parent / "outputs"
+STEERED = OUTPUTS / "steered"
 # Rounding moves a float32 logit here by about 1e-6 and a probability by about 5e-6 of itself.
 SMALLEST_RANK_GAP = 2e-5
 SMALLEST_DECISION_GAP = 3e-4
 SMALLEST_SPREAD = 2e-3
+# An operation has to matter: this much of the largest logit, and this many of the tokens.
+SMALLEST_EFFECT = 0.05
+FEWEST_CHANGED = 10
 
 
 def demand(holds: bool, case: str, complaint: str) -> None:
@@ -59,10 +68,15 @@ def check_ranks(case: Case, outputs: dict[str, torch.Tensor]) -> float:
     return smallest
 
 
+def fingerprint_of(case: Case) -> str:
+    """The fingerprint of a case's weights and input."""
+    weights = make_weights(case.config, case.seed, case.weight_gain)
+    return fingerprint({**weights, "input_ids": make_input(case)})
+
+
 def record_case(case: Case) -> str:
     """Writes one case's outputs; returns the fingerprint of its weights and input."""
-    weights, ids = make_weights(case.config, case.seed, case.weight_gain), make_input(case)
-    model = reference_for(case)
+    model, ids = reference_for(case), make_input(case)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == parameter_shapes(case.config), f"{case.name}: cases.parameter_shapes disagrees with the reference"
     outputs = reference_outputs(model, ids)
@@ -77,7 +91,7 @@ def record_case(case: Case) -> str:
             kept[name] = tensor[:, recorded_positions(case)].contiguous()
     save_file(kept, OUTPUTS / f"{case.name}.safetensors")
     print(f"{case.name:32} spread {spread:8.4f}   rank gap {gap:8.1e}   {', '.join(kept)}")
-    return fingerprint({**weights, "input_ids": ids})
+    return fingerprint_of(case)
 
 
 def record_generations() -> dict[str, dict]:
@@ -94,17 +108,72 @@ def record_generations() -> dict[str, dict]:
     return records
 
 
+def record_steered_forwards() -> None:
+    """Writes the logits of each case under each operation, in one file."""
+    kept = {}
+    for case, operation in STEERED_FORWARDS:
+        model, ids, name = reference_for(case), make_input(case), f"{case.name}-{operation}"
+        outputs, plain = (
+            {key: tensor[:, recorded_positions(case)] for key, tensor in outputs.items()}
+            for outputs in (
+                reference_steered_outputs(model, case.config, OPERATIONS[operation], ids),
+                reference_outputs(model, ids),
+            )
+        )
+        # With the epsilon correction ranks never reach the logits, which are all that is kept.
+        gap = float("inf") if case.config["use_epsilon_correction"] else check_ranks(case, outputs)
+        effect = relative_difference(outputs["logits"], plain["logits"])
+        demand(effect > SMALLEST_EFFECT, name, f"the operation changes logits by {effect:.1e} only")
+        kept[name] = outputs["logits"].contiguous()
+        print(f"{name:60} effect {effect:8.4f}   rank gap {gap:8.1e}")
+    save_file(kept, STEERED / "logits.safetensors")
+
+
+def record_steered_generations() -> dict[str, dict]:
+    """As `record_generations`, of the steered ones; neither the operation nor its cutoff may be without consequence."""
+    models = {name: reference_for(case) for name, case in STEERED_CASES.items()}
+    records = {}
+    for generation in STEERED_GENERATIONS:
+        config, operation = STEERED_CASES[generation.case].config, OPERATIONS[generation.operation]
+        others = [None]
+        if operation["operation"] == "Amplify":
+            others.append({**operation, "cutoff": generation.new_tokens})
+        trace, *unlike = (
+            reference_generation(models[generation.case], config, generation, chosen)
+            for chosen in (operation, *others)
+        )
+        changed = min(sum(a != b for a, b in zip(trace.sequence, other.sequence)) for other in unlike)
+        demand(trace.margin > SMALLEST_DECISION_GAP, generation.name, f"a decision hung on {trace.margin:.1e}")
+        demand(changed >= FEWEST_CHANGED, generation.name, f"the operation or its end changes {changed} tokens only")
+        print(f"{generation.name:72} margin {trace.margin:.1e}   changed tokens {changed}")
+        assert generation.name not in records, f"{generation.name} is there twice"
+        tokens = trace.sequence[generation.prompt_length :]
+        records[generation.name] = {"tokens": tokens, "step_map": trace.step_map, "margin": round(trace.margin, 7)}
+    return records
+
+
+def record_steered(made_with: dict[str, str]) -> None:
+    """Writes what the tests of steering compare with."""
+    STEERED.mkdir(exist_ok=True)
+    record_steered_forwards()
+    fingerprints = {name: fingerprint_of(case) for name, case in STEERED_CASES.items()}
+    record = {"made_with": made_with, "fingerprints": fingerprints, "generations": record_steered_generations()}
+    (STEERED / "record.json").write_text(_lists_on_one_line(json.dumps(record, indent=1)) + "\n")
+
+
 def main() -> None:
     OUTPUTS.mkdir(exist_ok=True)
-    for stale in OUTPUTS.iterdir():
+    for stale in OUTPUTS.rglob("*.*"):
         stale.unlink()
     torch.set_num_threads(1)
     made_with = {name: version(name) for name in ("steerling", "torch")} | {"machine": platform.machine()}
     fingerprints = {case.name: record_case(case) for case in CASES}
     record = {"made_with": made_with, "fingerprints": fingerprints, "generations": record_generations()}
     (OUTPUTS / "record.json").write_text(_lists_on_one_line(json.dumps(record, indent=1)) + "\n")
-    total = sum(path.stat().st_size for path in OUTPUTS.iterdir())
-    print(f"{len(CASES)} cases, {len(GENERATIONS)} generations, {total / 1e6:.2f} MB in {OUTPUTS}")
+    record_steered(made_with)
+    total = sum(path.stat().st_size for path in OUTPUTS.rglob("*.*"))
+    forwards, generations = len(CASES) + len(STEERED_FORWARDS), len(GENERATIONS) + len(STEERED_GENERATIONS)
+    print(f"{forwards} forward passes, {generations} generations, {total / 1e6:.2f} MB in {OUTPUTS}")
 
 
 def _lists_on_one_line(text: str) -> str:
