@@ -166,8 +166,7 @@ def curve(model, tokenizer, prompts: Sequence[Prompt]) -> dict[str, list[dict[st
 
 def plot(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Draw the parse rate against tokens a forward pass, a line for each rule."""
-    sys.path.append(str(ROOT / "benchmarks"))
-    from plot import line_plot
+    from steerling_hf.plots import line_plot
 
     lines = {rule: [(p["tokens_per_forward"], p["parse_rate"]) for p in points] for rule, points in curves.items()}
     title = "steerling-nano: sentences that parse, against tokens a forward pass"
