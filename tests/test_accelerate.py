@@ -2,6 +2,13 @@
 
 import pytest
 import torch
+from steerling_hf.modeling.steering_steerling import (
+    Condition,
+    Imitate,
+    Inject,
+    SetConcepts,
+    SuppressTokens,
+)
 
 from steerling_hf import SteerlingForDiffusionLM
 
@@ -54,6 +61,33 @@ def test_a_split_between_cpu_and_disk(on_disk, saved, tmp_path, library_warnings
     assert_equal_outputs(model, ids, expected)
     assert all("on the meta device because they were offloaded" in message for message in library_warnings)
     library_warnings.clear()
+
+
+@pytest.mark.parametrize("on_disk", ["transformer", "heads"])
+def test_steering_of_offloaded_weights(on_disk, saved, tmp_path, library_warnings):
+    """The embedding table too is on no device then, and the model has none that inputs could go to."""
+    folder, ids, _ = saved
+    heads = (
+        {"known_head": "disk", "unknown_head": "cpu"}
+        if on_disk == "heads"
+        else {"known_head": "cpu", "unknown_head": "disk"}
+    )
+    device_map = {"transformer": "disk" if on_disk == "transformer" else "cpu", "residual": "cpu", **heads}
+    loaded = SteerlingForDiffusionLM.from_pretrained(
+        folder, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    library_warnings.clear()
+    whole = SteerlingForDiffusionLM.from_pretrained(folder)
+    plain = whole.generate(ids, max_new_tokens=8)
+    injection = Inject((3, 25), 30.0, condition=Condition(4, 1e-6))
+    for operation in (injection, SuppressTokens(25), SetConcepts((3, 25), 2.0), Imitate((5, 6))):
+        steered = whole.generate(ids, max_new_tokens=8, steering=operation)
+        assert not torch.equal(steered, plain), operation
+        assert torch.equal(loaded.generate(ids, max_new_tokens=8, steering=operation), steered), operation
+        with loaded.steer(operation), whole.steer(operation), torch.no_grad():
+            masked = torch.where(torch.arange(70) > 60, loaded.config.mask_token_id, ids)
+            torch.testing.assert_close(loaded(masked).logits, whole(masked).logits)
+    assert torch.equal(loaded.generate(ids, max_new_tokens=8), plain)
 
 
 def test_little_memory_at_loading(saved):
