@@ -96,8 +96,8 @@ class WindowEncoder:
     def _compute(self, canvases: Sequence[Canvas], stops: list[int]) -> list[torch.Tensor]:
         """The window (1 or 2, W, D) of each canvas."""
         if self.width is not None:
-            windows = self._forward(canvases, len(canvases) * self.lanes, self.width, stops, static=True)
-            return list(windows.split(self.lanes))
+            hidden_states = self._forward(canvases, len(canvases) * self.lanes, self.width, stops, static=True)
+            return list(hidden_states.split(self.lanes))
         needs = [stop - canvas.computed for canvas, stop in zip(canvases, stops)]
         # A CPU's time goes with the positions, so rows share a pass only with rows that need as many attention blocks, and
         # are hardly padded; an accelerator's time goes with the passes, at least for few rows. Flex attention is compiled

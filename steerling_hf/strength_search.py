@@ -131,7 +131,8 @@ def search_strength(
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
 
     def attempt(strength: float) -> StrengthTrial:
-        chosen = replace(operation, **{field: strength})
+        change: dict[str, Any] = {field: strength}
+        chosen = replace(operation, **change)
         output = model.generate(**inputs, steering=chosen, **generation)
         texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         fluency = text_fluency(model, output, _text_mask(model, inputs.attention_mask, output))
