@@ -116,6 +116,18 @@ def test_the_decomposition_shows_what_the_logits_are_made_of(model, name):
     )
 
 
+def test_states_of_unknown_places_are_left_alone(model):
+    """What a user takes out of the hidden states has no positions that steering could know of."""
+    with torch.no_grad():
+        states = model.transformer(ROWS).last_hidden_state[MASKED]
+        plain = model.compute_logits(states)
+        with model.steer(SuppressTokens(3), SetConcepts((3, 25), 1.0, keep_epsilon=False)):
+            model(ROWS)
+            assert torch.equal(model.compute_logits(states), plain)
+            model.transformer(ROWS)
+            assert torch.equal(model.compute_logits(states), plain)
+
+
 def test_positions_go_on_behind_a_cache(model):
     window = SuppressTokens(3, window=(2, 5))
     whole = logits_of(model, window, ids=ROWS[:1])
