@@ -194,10 +194,10 @@ class Rows:
         stop: int | None = None,
         padding: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(rows, T) of one value for each position of each canvas; `padding` (rows, W) has those of the padding."""
+        """(rows, T, ...) of values (T_i, ...) of the positions of each canvas; `padding` (rows, W) has those of the padding."""
         start = -self.width if start is None else start
         stop = max(canvas.length - canvas.prompt for canvas in self.canvases) if stop is None else stop
-        result = values[0].new_full((len(values), self.width + stop), filler)
+        result = values[0].new_full((len(values), self.width + stop, *values[0].shape[1:]), filler)
         if padding is not None:
             result[:, : self.width] = padding
         for row, canvas, own in zip(result, self.canvases, values):

@@ -129,16 +129,24 @@ class SteerlingConceptHead(nn.Module):
             weights=weights.reshape(*shape, -1),
         )
 
-    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden_states: torch.Tensor, concepts: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Logits of all concepts, float32, of shape `(..., n_concepts)`: for a few positions or a small head, since this is
-        the very tensor that `forward` avoids.
+        Logits, float32, of concepts (m,), ids of this head: `(..., m)`. By default of all concepts, `(..., n_concepts)`:
+        for a few positions or a small head, since this is the very tensor that `forward` avoids.
         """
-        return self._keys(self._score, self._query(hidden_states), slice(0, self.n_concepts))
+        return self._keys(
+            self._score, self._query(hidden_states), slice(0, self.n_concepts) if concepts is None else concepts
+        )
 
     def embeddings(self, indices: torch.Tensor) -> torch.Tensor:
         """Embeddings of the concepts `indices` (ids of this head, any shape), of shape `(*indices.shape, D)`."""
         return self._expand(self._values(lambda table, ids: nn.functional.embedding(ids, table), indices))
+
+    def alignments(self, indices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """Products `E_c . v` of the embeddings of concepts (n, k), ids of this head, with vectors (n, D): (n, k), float32."""
+        if self.factorized:
+            vectors = self.embedding_basis(lambda basis, x: x @ basis.to(x.dtype), vectors)
+        return self._values(_row_products, indices, vectors)
 
     def weights_of(
         self, hidden_states: torch.Tensor, top: torch.Tensor, top_weights: torch.Tensor, concepts: torch.Tensor
@@ -208,12 +216,7 @@ class SteerlingConceptHead(nn.Module):
                 best, order = torch.cat((best, scores), dim=-1).topk(min(k, concepts.stop), dim=-1)
                 indices = torch.cat((indices, ids), dim=-1).gather(-1, order)
         # The chosen few are scored again in float32: exact weights in half precision, and a graph of only k scores a row.
-        rows = max(1, GATHER_BUDGET // (k * keys.shape[-1]))
-        weights = [
-            torch.einsum("nd,nkd->nk", part.float(), nn.functional.embedding(ids, keys).float())
-            for part, ids in zip(query.split(rows), indices.split(rows))
-        ]
-        return indices, self._bound(torch.cat(weights)).sigmoid()
+        return indices, self._bound(_row_products(keys, indices, query)).sigmoid()
 
     def _sum_all(self, query: torch.Tensor) -> torch.Tensor:
         """Sum of weight times row of the value table over all concepts, chunk by chunk: (rows, width), float32."""
@@ -225,6 +228,16 @@ class SteerlingConceptHead(nn.Module):
             self._values(sum_chunk, self._keys(self._score, query, concepts).sigmoid(), concepts)
             for concepts in self._chunks()
         )
+
+
+def _row_products(table: torch.Tensor, indices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """`table[indices[n, k]] . vectors[n]`, float32, of shape (n, k), for so many rows at a time as fit the budget."""
+    rows = max(1, GATHER_BUDGET // (indices.shape[-1] * table.shape[-1]))
+    products = [
+        torch.einsum("nd,nkd->nk", part.float(), nn.functional.embedding(ids, table).float())
+        for part, ids in zip(vectors.split(rows), indices.split(rows))
+    ]
+    return torch.cat(products)
 
 
 def _weighted_sum(values: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.generation import BaseStreamer
 
+from .attribution_steerling import ConceptRecorder
 from .canvas_steerling import Canvas, Rows
 from .unmasking_steerling import ForbiddenPhrases, TokenSampler
 from .windows_steerling import WindowEncoder
@@ -49,6 +50,7 @@ def unmask(
     canvases: Sequence[Canvas],
     decisions: Decisions,
     stream: "BlockStream",
+    recorder: ConceptRecorder | None = None,
 ) -> None:
     """
     Decide all positions of the canvases, in place.
@@ -59,15 +61,25 @@ def unmask(
         canvases: The rows.
         decisions: How a step decides.
         stream: Is shown the canvases after every step.
+        recorder: Is told of what is decided, and computes the logits in place of `compute_logits`.
     """
+    if recorder is not None:
+        compute_logits = recorder.compute_logits
     stream.show(canvases)
     encoder.fill()
     while live := [canvas for canvas in canvases if not canvas.finished]:
         masked = [canvas.masked() for canvas in live]
         logits = masked_logits(compute_logits, encoder, live, masked, decisions.guidance_scale)
+        # Processors may write into their input.
+        raw = logits.clone() if recorder is not None and decisions.processors else logits
         logits = _process(decisions, live, masked, logits)
+        place = 0
         for canvas, positions, scores in zip(live, masked, logits.split([len(rows) for rows in masked])):
-            _decide(canvas, positions, scores, decisions)
+            chosen, tokens = _decide(canvas, positions, scores, decisions)
+            if recorder is not None:
+                places = chosen + place
+                recorder.note(canvas, positions[chosen.cpu()], tokens, places, raw[places, tokens])
+            place += len(positions)
             canvas.advance(decisions.ends, decisions.criteria)
             if decisions.deadline is not None and time.monotonic() >= decisions.deadline:
                 canvas.finish(max(canvas.prompt, min(canvas.decided, canvas.length)))
@@ -117,20 +129,24 @@ def _canvases_of(canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], dev
     return padded.to(device).repeat_interleave(counts.to(device), dim=0)
 
 
-def _decide(canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, decisions: Decisions) -> None:
+def _decide(
+    canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, decisions: Decisions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decide some of (n,) masked positions: which of the n, (c,), and their tokens (c,)."""
     if decisions.phrases is not None:
         decisions.phrases.forbid(canvas.tokens, positions, logits)
     chosen = decisions.rule(logits, min(canvas.count(), len(positions)))
     scores = logits[chosen]
     tokens = decisions.sampler.draw(canvas.index, canvas.tokens, scores)
-    positions = positions[chosen.cpu()]
     if decisions.phrases is not None:
-        kept = decisions.phrases.compatible(canvas.tokens, positions, tokens.cpu())
-        positions, tokens, scores = positions[:kept], tokens[:kept], scores[:kept]
+        kept = decisions.phrases.compatible(canvas.tokens, positions[chosen.cpu()], tokens.cpu())
+        chosen, tokens, scores = chosen[:kept], tokens[:kept], scores[:kept]
+    positions = positions[chosen.cpu()]
     if decisions.log_probabilities:
         drawn = scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)
         canvas.log_probabilities[positions] = drawn.cpu()
     canvas.decide(positions, tokens.cpu())
+    return chosen, tokens
 
 
 class BlockStream:

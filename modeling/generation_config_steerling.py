@@ -83,6 +83,8 @@ class SteerlingGenerationConfig(GenerationConfig):
             position's entropy (`EntropyTemperatureLogitsWarper`); `temperature` still multiplies.
         seed (`int` or `list[int]`, *optional*): Seed of the sampling, one generator per row: row i has `seed + i`, or
             the i-th of a list. By default torch's global generator gives the seeds.
+        output_attributions (`bool`, *optional*, defaults to `False`): With `return_dict_in_generate=True`, attribute the
+            logit of each decided token to concepts.
         cache_implementation (`str`, *optional*): "dynamic", the default, grows as it is filled and lets finished rows
             leave the batch; "static" keeps all shapes, for `torch.compile`.
         kwargs: Parameters of `GenerationConfig`.
@@ -99,6 +101,7 @@ class SteerlingGenerationConfig(GenerationConfig):
     align_blocks: bool | None
     entropy_temperature: bool | None
     seed: int | list[int] | None
+    output_attributions: bool | None
     diffusion_keys = (
         "steps",
         "unmasking",
@@ -108,6 +111,7 @@ class SteerlingGenerationConfig(GenerationConfig):
         "align_blocks",
         "entropy_temperature",
         "seed",
+        "output_attributions",
     )
 
     def __init__(self, **kwargs):
@@ -128,6 +132,7 @@ class SteerlingGenerationConfig(GenerationConfig):
             "entropy_bound": 0.1,
             "align_blocks": False,
             "entropy_temperature": False,
+            "output_attributions": False,
         }
 
     @classmethod
@@ -166,6 +171,10 @@ class SteerlingGenerationConfig(GenerationConfig):
         self._check("entropy_bound", _is_number(self.entropy_bound, 0), "choose a number of 0 or more, in nats")
         self._check("align_blocks", isinstance(self.align_blocks, bool), "choose True or False")
         self._check("entropy_temperature", isinstance(self.entropy_temperature, bool), "choose True or False")
+        attributing = self.output_attributions is not True or self.return_dict_in_generate is True
+        self._check(
+            "output_attributions", attributing, "add return_dict_in_generate=True, since the output holds them"
+        )
         seeds = self.seed if isinstance(self.seed, (list, tuple)) and self.seed else [self.seed]
         self._check("seed", all(_is_integer(seed, 0) for seed in seeds), "choose whole numbers of 0 or more")
         warm = _is_number(self.temperature, 0, above=self.do_sample is True)

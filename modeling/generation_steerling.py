@@ -23,13 +23,15 @@ from transformers import (
 from transformers.generation import BaseStreamer
 from transformers.utils import ModelOutput
 
+from .attribution_steerling import ConceptRecorder, SteerlingAttributions
 from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
-from .steered_steerling import SteerableMixin
+from .steered_steerling import SteerableMixin, operations_by_row
+from .trace_steerling import SteerlingTrace
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
 from .windows_steerling import WindowEncoder
 
@@ -50,6 +52,8 @@ class SteerlingGenerateOutput(ModelOutput):
             decided token's probability when it was decided, before what only shapes the sampling; 0 elsewhere.
         past_key_values (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
         steering (`SteeringReport`): With `steering`, what its operations changed where.
+        attributions (`SteerlingAttributions`): With `output_attributions=True`, the concepts behind each decided token.
+        traces (`tuple[SteerlingTrace, ...]`): How each row was written, to replay it for explanations.
     """
 
     sequences: torch.Tensor | None = None
@@ -58,6 +62,8 @@ class SteerlingGenerateOutput(ModelOutput):
     log_probabilities: torch.Tensor | None = None
     past_key_values: SteerlingCache | None = None
     steering: SteeringReport | None = None
+    attributions: SteerlingAttributions | None = None
+    traces: tuple[SteerlingTrace, ...] | None = None
 
 
 class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
@@ -199,6 +205,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             log_probabilities=bool(generation_config.output_scores),
         )
         rows = Rows(input_ids, canvases, self._filler(generation_config))
+        recorder = ConceptRecorder(self, guidance_scale) if generation_config.output_attributions else None
         # 2.
         width = None
         if cache is not None and cache.fixed:
@@ -221,7 +228,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         ):
             if compiled:
                 encoder.step = self._compiled_backbone(generation_config.compile_config)
-            unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows))
+            unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows), recorder)
+            attributions = recorder.collect(rows) if recorder is not None else None
         encoder.restore_order(canvases)
         # 4.
         if not generation_config.return_dict_in_generate:
@@ -237,6 +245,30 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             else None,
             past_key_values=cache,
             steering=report,
+            attributions=attributions,
+            traces=self._traces(canvases, generation_config, guidance_scale, steering, decisions.sampler),
+        )
+
+    def _traces(
+        self,
+        canvases: list[Canvas],
+        generation_config: Any,
+        guidance_scale: float | None,
+        steering: Any,
+        sampler: TokenSampler,
+    ) -> tuple[SteerlingTrace, ...]:
+        given = operations_by_row(self, steering, len(canvases), generation_config.num_return_sequences)
+        attached = () if self._steering is None else tuple(builder.operation for builder in self._steering.builders)
+        return tuple(
+            SteerlingTrace.of(
+                canvas,
+                align_blocks=bool(generation_config.align_blocks),
+                guidance_scale=guidance_scale,
+                seed=sampler.generators[canvas.index].initial_seed() if sampler.generators else None,
+                steering=tuple(operation for operation, rows in given if rows is None or canvas.index in rows),
+                attached=attached,
+            )
+            for canvas in canvases
         )
 
     def _compiled_backbone(self, compile_config: Any) -> Callable:

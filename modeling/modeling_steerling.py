@@ -457,6 +457,12 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
         return self.transformer.lm_head(self._compose(hidden_states))
 
+    @property
+    def has_hooked_heads(self) -> bool:
+        """Whether forward hooks can change what a hidden state is composed of."""
+        parts = (self.known_head, self.unknown_head, self.residual) if self.known_head is not None else ()
+        return any(_is_hooked(part) for part in parts if part is not None)
+
     def _compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`decompose(...).composed`, by way of what can make it differ from the hidden states."""
         if self.known_head is None:

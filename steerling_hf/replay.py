@@ -1,0 +1,160 @@
+"""Forward passes as they were when tokens were decided, over embeddings that may be others."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .modeling.canvas_steerling import Canvas
+from .modeling.trace_steerling import SteerlingTrace
+
+
+class Replay:
+    """
+    Repeats the passes that decided positions of a generation, without a cache and no further than the decided block sees,
+    under the steering and guidance of the generation. Made by `replay`.
+
+    Args:
+        model: The model.
+        trace: How the row was written.
+        positions: (n,) decided positions.
+    """
+
+    def __init__(self, model: Any, trace: SteerlingTrace, positions: Sequence[int]):
+        self.model, self.guidance_scale, self.mask = model, trace.guidance_scale, trace.mask_token
+        self.positions = torch.tensor(positions)
+        self.canvases = [trace.before(position, index) for index, position in enumerate(positions)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids and embeddings go."""
+        return self.model.get_input_embeddings().weight.device if not self._offloaded else torch.device("cpu")
+
+    @property
+    def _offloaded(self) -> bool:
+        return self.model.get_input_embeddings().weight.is_meta
+
+    def visible(self, target: int) -> int:
+        """Number of first positions that the pass of a target sees."""
+        return self.canvases[target].visible
+
+    def tokens(self, targets: Sequence[int]) -> torch.Tensor:
+        """(n, W) tokens that the passes of targets saw; they must see equally many."""
+        widths = {self.visible(target) for target in targets}
+        assert len(widths) == 1, widths
+        return torch.stack([self.canvases[target].tokens[: min(widths)] for target in targets]).to(self.device)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., D) embeddings of tokens."""
+        return self.model.get_input_embeddings()(tokens)
+
+    def states(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        (lanes, n, D) last hidden states at the positions of n targets, from (n, W, D) embeddings of what they see. Guided
+        rows have two lanes, the second one with a masked prompt.
+        """
+        canvases = [self.canvases[target] for target in targets]
+        positions, width = self.positions[list(targets)], embeddings.shape[1]
+        tokens = torch.stack([canvas.tokens[:width] for canvas in canvases])
+        masked = tokens == self.mask
+        lanes = 1 if self.guidance_scale is None else 2
+        if lanes == 2:
+            given = torch.stack([canvas.given[:width] for canvas in canvases])
+            blind = torch.where(given.to(embeddings.device)[..., None], self._mask_embedding(embeddings), embeddings)
+            embeddings = torch.stack([embeddings, blind], dim=1).flatten(0, 1)
+            masked = torch.stack([masked, masked | given], dim=1).flatten(0, 1)
+        places = torch.arange(width).expand(len(masked), -1)
+        steering = self.model._steering
+        with _announced(steering, canvases, lanes, places, masked, embeddings.device):
+            hidden_states = self.model.transformer(
+                inputs_embeds=embeddings, position_ids=places.to(embeddings.device), use_cache=False
+            ).last_hidden_state
+        if steering is not None:
+            steering.choose(canvases, lanes, positions[:, None].unbind())
+        rows = torch.arange(len(targets), device=hidden_states.device)
+        return hidden_states.unflatten(0, (-1, lanes)).transpose(0, 1)[:, rows, positions.to(hidden_states.device)]
+
+    def logits(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:
+        """(n, V) guided logits, float32, at the positions of n targets, from (n, W, D) embeddings."""
+        states = self.states(targets, embeddings)
+        logits = self.model.compute_logits(states.flatten(0, 1)).float()
+        if self.guidance_scale is None:
+            return logits
+        full, blind = logits.chunk(2)
+        return blind + self.guidance_scale * (full - blind)
+
+    def _mask_embedding(self, like: torch.Tensor) -> torch.Tensor:
+        return self.embed(torch.tensor(self.mask, device=self.device)).to(like).detach()
+
+
+@contextmanager
+def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Iterator[Replay]:
+    """
+    A `Replay` for the length of a `with` block, in which the model is in evaluation mode, its weights want no gradients, and
+    the trace's operations are attached.
+
+    Args:
+        model: What wrote the trace.
+        trace: How.
+        positions: Decided positions.
+
+    Raises:
+        ValueError: A position was not decided, or the model was steered and is not any more, or the other way round.
+    """
+    attached = () if model._steering is None else tuple(builder.operation for builder in model._steering.builders)
+    if attached != tuple(trace.attached):
+        raise ValueError(
+            f"The trace was written with {list(trace.attached)} attached to the model, which has {list(attached)}: attach "
+            "the same operations with model.add_steering(), or give them to generate() as `steering`."
+        )
+    replaying = Replay(model, trace, positions)
+    training, wanted = model.training, [weight for weight in model.parameters() if weight.requires_grad]
+    model.eval()
+    for weight in wanted:
+        weight.requires_grad_(False)
+    try:
+        own = [tuple(trace.steering)] * len(positions) if trace.steering else None
+        with model._steered(own, replaying.canvases, 1):
+            yield replaying
+    finally:
+        model.train(training)
+        for weight in wanted:
+            weight.requires_grad_(True)
+
+
+def in_batches(replaying: Replay, rows: int) -> Iterator[list[int]]:
+    """Numbers of targets whose passes see equally many positions, at most so many at a time."""
+    by_width: dict[int, list[int]] = {}
+    for target in range(len(replaying.positions)):
+        by_width.setdefault(replaying.visible(target), []).append(target)
+    for targets in by_width.values():
+        for start in range(0, len(targets), rows):
+            yield targets[start : start + rows]
+
+
+def saved_bytes(function: Callable, *inputs: torch.Tensor) -> int:
+    """Bytes that autograd keeps of a call of `function`, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_sparse:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = function(*inputs)
+    del kept
+    return sum(storages.values())
+
+
+def _announced(steering, canvases: Sequence[Canvas], lanes: int, places, masked, device):
+    if steering is None:
+        return _nothing()
+    return steering.window(canvases, lanes, places, masked, device)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
