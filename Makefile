@@ -15,9 +15,9 @@ SOURCES := steerling_hf modeling tokenization configs hub_card tests examples be
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The package alone, and the package with the tools of development.
+# The package with what the demo shows, and the package with the tools of development.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[explain]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -175,7 +175,7 @@ class ConceptRecorder:
         found = attribute_logits(self.model, concepts, tokens.repeat(lanes), logits.repeat(lanes))
         joined = {"logits": logits.float(), "residual": logits.float()}
         for name in ("known", "unknown"):
-            if found[f"{name}_indices"] is None:
+            if f"{name}_indices" not in found:
                 continue
             for part, shared in (("indices", False), ("weights", True), ("contributions", True)):
                 values = found[f"{name}_{part}"].chunk(lanes)

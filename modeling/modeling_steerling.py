@@ -455,7 +455,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
-        return self.transformer.lm_head(self._compose(hidden_states))
+        return self.transformer.lm_head(self.compose(hidden_states))
 
     @property
     def has_hooked_heads(self) -> bool:
@@ -463,7 +463,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         parts = (self.known_head, self.unknown_head, self.residual) if self.known_head is not None else ()
         return any(_is_hooked(part) for part in parts if part is not None)
 
-    def _compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`decompose(...).composed`, by way of what can make it differ from the hidden states."""
         if self.known_head is None:
             return hidden_states

@@ -10,10 +10,15 @@ Steerling in Hugging Face transformers: `import steerling_hf` makes the Auto cla
     output = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=64)
 """
 
+from .belief import measure_belief
 from .catalog import ConceptCatalog, ConceptNotFoundError
 from .checkpoints import checkpoint, checkpoint_names
+from .concept_attribution import attribute_concepts
 from .concept_labels import Concept
+from .embeddings import ConceptVectors, concept_vectors, embed
+from .explanation import Explanation, explain, explain_output
 from .exporting import export
+from .input_attribution import attribute_inputs
 from .modeling.cache_steerling import SteerlingCache
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
@@ -40,8 +45,10 @@ __all__ = [
     "Concept",
     "ConceptCatalog",
     "ConceptNotFoundError",
+    "ConceptVectors",
     "Condition",
     "DiffusionCollator",
+    "Explanation",
     "Imitate",
     "Inject",
     "SetConcepts",
@@ -53,9 +60,16 @@ __all__ = [
     "SteerlingTokenizer",
     "Suppress",
     "SuppressTokens",
+    "attribute_concepts",
+    "attribute_inputs",
     "checkpoint",
     "checkpoint_names",
+    "concept_vectors",
+    "embed",
+    "explain",
+    "explain_output",
     "export",
+    "measure_belief",
     "search_strength",
 ]
 

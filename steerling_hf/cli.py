@@ -8,7 +8,9 @@ from types import FrameType
 
 from . import demo
 from .checkpoints import checkpoint_names
+from .chunks import KINDS
 from .concept_commands import add_concepts
+from .explanation import check_file, explain
 from .exporting import export
 from .recipe import SteeringRecipe
 from .side_by_side import side_by_side
@@ -75,6 +77,32 @@ def _parser() -> argparse.ArgumentParser:
 
     add_concepts(commands)
 
+    explaining = commands.add_parser("explain", help="answer, and say which concepts and inputs made each token")
+    explaining.add_argument("text", metavar="TEXT")
+    explaining.add_argument(
+        "--model", default="steerling-nano", help="a checkpoint folder or name (default: %(default)s)"
+    )
+    explaining.add_argument("--chat", action="store_true", help="TEXT is a user's message")
+    explaining.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")
+    explaining.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: no sampling)")
+    explaining.add_argument("--steer", metavar="RECIPE", help="under this recipe: a file, folder or Hub repository")
+    explaining.add_argument(
+        "--by", choices=KINDS, default="chunk", help="how to cut the answer (default: %(default)s)"
+    )
+    explaining.add_argument("--no-inputs", dest="inputs", action="store_false", help="concepts only, which is quick")
+    explaining.add_argument("--belief", action="store_true", help="measure how far the inputs' scores can be believed")
+    explaining.add_argument(
+        "--html",
+        dest="files",
+        action="append",
+        metavar="FILE",
+        help="write the report: one page that needs no network",
+    )
+    explaining.add_argument(
+        "--save", dest="files", action="append", metavar="FILE", help="write it as .json or .parquet, to load it again"
+    )
+    explaining.set_defaults(run=_explain)
+
     showing = commands.add_parser("demo", help="let steerling-nano write, and name the concepts behind each sentence")
     showing.set_defaults(run=_demo)
     return parser
@@ -119,6 +147,30 @@ def _generate(options: argparse.Namespace) -> None:
     else:
         recipe.check(model)
         print(side_by_side({"without steering": write(None), recipe.description or "steered": write(recipe)}))
+
+
+def _explain(options: argparse.Namespace) -> None:
+    for file in options.files or []:
+        check_file(file)
+    recipe = SteeringRecipe.load(options.steer) if options.steer else None
+    model, tokenizer = demo.load(options.model)
+    explanation = explain(
+        model,
+        tokenizer,
+        demo.encode(tokenizer, options.text, options.chat)["input_ids"],
+        by=options.by,
+        catalog=demo.catalog_of(model),
+        inputs=options.inputs,
+        belief=options.belief,
+        progress=sys.stderr.isatty(),
+        max_new_tokens=options.max_new_tokens,
+        do_sample=options.seed is not None,
+        steering=recipe,
+        **({} if options.seed is None else {"seed": options.seed}),
+    )
+    print(demo.outline(explanation))
+    for file in options.files or []:
+        print(f"wrote {explanation.save(file)}")
 
 
 def _demo(options: argparse.Namespace) -> None:

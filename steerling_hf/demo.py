@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .catalog import ConceptCatalog
 from .checkpoints import checkpoint
+from .explanation import Explanation, explain
 
 LABELS_FILE = "concept_labels.json"
+REPORT = "report.html"  # in the working directory
 SHOWN_CONCEPTS = 4
 LEAST_WEIGHT = 0.5  # a sigmoid: the head says yes rather than no
 
@@ -37,6 +40,19 @@ def load(source: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
 
 
+def encode(tokenizer: Any, text: str, chat: bool = False) -> Any:
+    """Inputs of one row for `text` as it is, or as a user's message."""
+    if not chat:
+        return tokenizer(text, return_tensors="pt")
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+    )
+
+
 def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs: Any) -> torch.Tensor:
     """
     Continue `text`, or answer it as a user's message.
@@ -47,16 +63,7 @@ def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs
     Returns:
         (T,) token ids, prompt included.
     """
-    if chat:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            sanitize_control_tokens=True,
-        )
-    else:
-        inputs = tokenizer(text, return_tensors="pt")
+    inputs = encode(tokenizer, text, chat)
     return model.generate(**inputs.to(model.device), **kwargs)[0]
 
 
@@ -108,6 +115,31 @@ def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tenso
         yield f"      concepts: {', '.join(shown[:SHOWN_CONCEPTS]) or 'none above ' + str(LEAST_WEIGHT)}"
 
 
+def catalog_of(model: Any) -> ConceptCatalog | None:
+    """The names of a model's concepts, if it comes with any."""
+    try:
+        return ConceptCatalog.for_model(model)
+    except FileNotFoundError:
+        return None
+
+
+def outline(explanation: Explanation) -> str:
+    """Lines to print: each chunk with its strongest concepts, and the words of the prompt that it hangs on most."""
+    lines = []
+    for chunk in explanation.chunks:
+        lines.append(f"  {chunk.text.strip()}")
+        shown = [
+            f"{concept.name or f'discovered {concept.id}'} {concept.contribution:+.3f}" for concept in chunk.concepts
+        ]
+        lines.append(f"      concepts: {', '.join(shown[:SHOWN_CONCEPTS])}")
+        if chunk.inputs:
+            ranked = sorted(zip(chunk.inputs, explanation.prompt), key=lambda pair: -pair[0])
+            tokens = [f"{token.text!r} {score:+.2f}" for score, token in ranked[:SHOWN_CONCEPTS]]
+            lines.append(f"      inputs: {', '.join(tokens)}")
+    lines += [f"  {name}: {value:.3f}" for name, value in explanation.metrics.items() if value is not None]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the demo."""
     folder = checkpoint("steerling-nano")
@@ -122,3 +154,10 @@ def main() -> None:
         print(f"\nIt is asked: {text!r}")
         ids = write_on(model, tokenizer, text, chat=True, max_new_tokens=80, seed=0)
         print("\n".join(describe(model, tokenizer, names, ids)))
+    print(f"\nWhy it answers {MESSAGES[1]!r} as it does:")
+    prompt = encode(tokenizer, MESSAGES[1], chat=True)["input_ids"]
+    explanation = explain(
+        model, tokenizer, prompt, catalog=catalog_of(model), belief=True, max_new_tokens=40, do_sample=False
+    )
+    print(outline(explanation))
+    print(f"  The same as a page to look at: {explanation.save(REPORT)}")

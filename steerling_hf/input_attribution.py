@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .modeling.steering_steerling import split_concepts
+from .modeling.steering_steerling import SetConcepts, split_concepts
 from .modeling.trace_steerling import SteerlingTrace
 from .replay import Replay, in_batches, replay, saved_bytes
 
@@ -112,6 +112,7 @@ def attribute_inputs(
 
     Raises:
         ValueError: An argument cannot be used; raised before any work.
+        ImportError: captum is not installed.
     """
     if not isinstance(n_steps, int) or n_steps < 1:
         raise ValueError(f"`n_steps` is {n_steps!r}: choose a whole number of 1 or more.")
@@ -121,10 +122,11 @@ def attribute_inputs(
         raise ValueError(
             f"`n_steps` is {n_steps}, but method='adaptive' has two points in each segment: choose an even number."
         )
+    _captum()
     targets = trace.decided.tolist() if positions is None else [int(position) for position in positions]
-    chosen = [] if concept is None else split_concepts(model, [concept])
     if concept is not None:
-        _check_concept(model, concept)
+        SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
+    chosen = [] if concept is None else split_concepts(model, [concept])
     with replay(model, trace, targets) as replaying, torch.no_grad():
         function = _Target(replaying, trace.tokens[targets], chosen)
         rows = _rows_within(memory_budget, function, replaying, len(targets))
@@ -181,22 +183,23 @@ class _Path:
 
 def _integrate(path: _Path, n_steps: int, method: str, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores (n, W), logits (n,) and logits without any text (n,) of n targets; a pass has so many rows."""
-    # Imported where it is needed: it is an extra, and brings matplotlib with it.
-    from captum.attr import IntegratedGradients
-
     probes = torch.linspace(0, 1, PROBES + 1 if method == "adaptive" else 2).expand(len(path.targets), -1)
     values = path.values(probes, rows)
     edges, points = probes[:, [0, -1]], n_steps
     if method == "adaptive":
         edges, points = _even_segments(probes, values.cpu(), n_steps // POINTS_PER_SEGMENT), POINTS_PER_SEGMENT
     segments = edges.shape[1] - 1
-    scores = IntegratedGradients(path.function).attribute(
-        path.at(edges[:, 1:]),
-        path.at(edges[:, :-1]),
-        additional_forward_args=(path.targets.repeat_interleave(segments),),
-        n_steps=points,
-        method="gausslegendre" if method == "adaptive" else method,
-        internal_batch_size=max(rows, len(path.targets) * segments),
+    scores = (
+        _captum()
+        .IntegratedGradients(path.function)
+        .attribute(
+            path.at(edges[:, 1:]),
+            path.at(edges[:, :-1]),
+            additional_forward_args=(path.targets.repeat_interleave(segments),),
+            n_steps=points,
+            method="gausslegendre" if method == "adaptive" else method,
+            internal_batch_size=max(rows, len(path.targets) * segments),
+        )
     )
     return scores.sum(dim=-1).unflatten(0, (-1, segments)).sum(dim=1), values[:, -1], values[:, 0]
 
@@ -231,7 +234,10 @@ def _rows_within(budget: int, function: _Target, replaying: Replay, count: int) 
     return min(MOST_ROWS, budget // needed)
 
 
-def _check_concept(model: Any, concept: int) -> None:
-    from .modeling.steering_steerling import SetConcepts
-
-    SetConcepts([concept], value=1.0).check(model.config)
+def _captum() -> Any:
+    """The library for integrated gradients; an extra, because it brings matplotlib with it."""
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise ImportError("Input attribution needs captum: pip install 'steerling-hf[explain]'.") from error
+    return captum.attr

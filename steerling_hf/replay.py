@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .modeling.canvas_steerling import Canvas
+from .modeling.steering_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 
 
@@ -29,11 +30,7 @@ class Replay:
     @property
     def device(self) -> torch.device:
         """Where ids and embeddings go."""
-        return self.model.get_input_embeddings().weight.device if not self._offloaded else torch.device("cpu")
-
-    @property
-    def _offloaded(self) -> bool:
-        return self.model.get_input_embeddings().weight.is_meta
+        return device_of(self.model)
 
     def visible(self, target: int) -> int:
         """Number of first positions that the pass of a target sees."""

@@ -1,0 +1,310 @@
+"""Texts as vectors: the states that a model decomposes, pooled; and the concepts that it sees, as sparse vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from tqdm import tqdm
+
+from .concept_statistics import HEAD_POSITIONS, check_positive, heads_of
+from .modeling.steering_steerling import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .modeling.concepts_steerling import SteerlingConceptHead
+    from .modeling.modeling_steerling import SteerlingForDiffusionLM
+
+KINDS = ("hidden", "composed", "known", "unknown")
+POOLING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda states: states.mean(dim=0),
+    "first": lambda states: states[0],
+    "last": lambda states: states[-1],
+    "none": lambda states: states,
+}
+# Elements of one piece of what holds all concepts: 64 MB in float32.
+SCORE_BUDGET = 1 << 24
+
+
+@dataclass(frozen=True)
+class ConceptVectors:
+    """
+    N texts as sparse vectors of length 1 over all concepts of a model.
+
+    Args:
+        ids: (N, K) the concepts that are not zero, -1 where a text has fewer than K. First come known concepts, then
+            discovered ones, whose ids are offset by the number of known concepts; either part strongest first.
+        weights: (N, K) float32, 0 where there is no concept.
+        size: Concepts of the model, known and discovered ones together.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_dense(self) -> torch.Tensor:
+        """The vectors with all their zeros, (N, size): for a few texts."""
+        return torch.zeros(len(self), self.size).scatter_add(1, self.ids.clamp(min=0), self.weights)
+
+    def similarity(self, other: ConceptVectors) -> torch.Tensor:
+        """
+        Cosine of each text with each text of `other`, of shape (N, M), in 0..1: 1 for the same concepts in the same
+        proportions, 0 for none in common.
+
+        Raises:
+            ValueError: `other` has another number of concepts, and so is of another model.
+        """
+        if self.size != other.size:
+            raise ValueError(
+                f"`other` is over {other.size} concepts, these vectors over {self.size}: compare texts read by one model."
+            )
+        found = torch.empty(len(self), len(other))
+        step = max(1, SCORE_BUDGET // self.size)
+        for start in range(0, len(other), step):
+            some = slice(start, start + step)
+            table = ConceptVectors(other.ids[some], other.weights[some], other.size).to_dense().T.contiguous()
+            # Places without a concept add 0 times some row.
+            found[:, some] = torch.nn.functional.embedding_bag(
+                self.ids.clamp(min=0), table, per_sample_weights=self.weights, mode="sum"
+            )
+        return found.clamp(max=1.0)
+
+
+@overload
+def embed(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    kind: str = ...,
+    pooling: Literal["mean", "first", "last"] = ...,
+    normalize: bool = ...,
+    batch_size: int = ...,
+    progress: bool = ...,
+    max_length: int | None = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def embed(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    kind: str = ...,
+    pooling: str = ...,
+    normalize: bool = ...,
+    batch_size: int = ...,
+    progress: bool = ...,
+    max_length: int | None = ...,
+) -> torch.Tensor | list[torch.Tensor]: ...
+
+
+def embed(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    kind: str = "composed",
+    pooling: str = "mean",
+    normalize: bool = False,
+    batch_size: int = 32,
+    progress: bool = False,
+    max_length: int | None = None,
+) -> torch.Tensor | list[torch.Tensor]:
+    """
+    Embeddings of texts. What is said of a text does not depend on the others. Texts are read as they are, without special
+    tokens around them; special tokens may be written out. Concept heads run only if the kind needs them.
+
+    Args:
+        texts: Texts, or one.
+        kind: Which part of the last hidden states (see `SteerlingConcepts`): "composed", what the vocabulary projection
+            reads, and "hidden", which with epsilon correction is the same; "known", what the known concepts explain;
+            "unknown", what the discovered concepts explain, or without a head for them what the known ones leave.
+        pooling: Over a text's T tokens: "mean", "first", "last", or "none".
+        normalize: Bring vectors to length 1, after pooling.
+        batch_size: Texts that are read at once; texts of like lengths share a batch.
+        progress: Show a bar.
+        max_length: Read no more than so many tokens of a text.
+
+    Returns:
+        (N, D), with pooling "none" a list of N tensors (T, D). For one text that is not in a list: (D,), or (T, D). All
+        float32, on the CPU. No texts give (0, D), or an empty list.
+
+    Raises:
+        ValueError: There is no such kind or pooling, or not in this model; a text has no tokens, or more than the model's
+            context while no `max_length` is given; a number is not 1 or more.
+    """
+    for name, value, choices in (("kind", kind, KINDS), ("pooling", pooling, tuple(POOLING))):
+        if value not in choices:
+            raise ValueError(f"`{name}` is {value!r}: choose from {', '.join(map(repr, choices))}.")
+    if kind in ("known", "unknown") and model.known_head is None:
+        raise ValueError(
+            f"`kind` is {kind!r}, but `model` has no concept heads (interpretable=False): choose 'hidden' or 'composed'."
+        )
+    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    with _reading(model):
+        for numbers, states in _read(model, rows, batch_size, progress):
+            parts = torch.cat([_part(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
+            for i, part in zip(numbers, parts.split([len(rows[i]) for i in numbers])):
+                found[i] = POOLING[pooling](part.float()).cpu()
+    if normalize:
+        found = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in found]
+    if isinstance(texts, str):
+        return found[0]
+    if pooling == "none":
+        return found
+    return torch.stack(found) if found else torch.empty(0, model.config.n_embd)
+
+
+def concept_vectors(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    top_known: int = 32,
+    top_unknown: int = 128,
+    batch_size: int = 32,
+    progress: bool = False,
+    max_length: int | None = None,
+) -> ConceptVectors:
+    """
+    The strongest concepts of texts, as sparse vectors whose inner product is a similarity that concepts explain.
+
+    A concept's weight in a text is the mean, over the text's tokens, of the weight (0..1) with which it enters the
+    features, 0 where it is not among a token's strongest. The strongest of either head stay, and what stays is brought to
+    length 1, both heads together.
+
+    Args:
+        texts: Texts, or one; one gives N = 1.
+        top_known, top_unknown: Concepts of either head that stay, at most; 0 leaves the head out.
+        batch_size, progress, max_length: See `embed`.
+
+    Raises:
+        ValueError: The model has no concept heads; both numbers of concepts are 0, or one is negative; a text has no
+            tokens, or more than the model's context while no `max_length` is given.
+    """
+    tops = {"known": top_known, "unknown": top_unknown}
+    heads = heads_of(model)
+    if min(tops.values()) < 0 or not any(tops[name] for name in heads):
+        raise ValueError(
+            f"`top_known` is {top_known} and `top_unknown` is {top_unknown}: keep 1 concept or more, of a head that `model` "
+            f"has ({', '.join(heads)})."
+        )
+    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    kept = [(head, first, min(tops[name], head.n_concepts)) for name, (head, first) in heads.items() if tops[name]]
+    width = sum(top for _, _, top in kept)
+    ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
+    with _reading(model):
+        for numbers, states in _read(model, rows, batch_size, progress):
+            lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
+            best = [_mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
+            ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
+            weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
+    ids[weights == 0] = -1
+    size = sum(head.n_concepts for head, _ in heads.values())
+    return ConceptVectors(ids, torch.nn.functional.normalize(weights, dim=-1), size)
+
+
+def _tokens(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    batch_size: int,
+    max_length: int | None,
+) -> list[list[int]]:
+    """Tokens of each text, once all arguments are in order."""
+    check_positive("batch_size", batch_size)
+    longest = model.config.block_size
+    if max_length is not None:
+        check_positive("max_length", max_length)
+        if max_length > longest:
+            raise ValueError(f"`max_length` is {max_length}: the model's context holds no more than {longest} tokens.")
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in given):
+        raise ValueError(f"`texts` is {texts!r:.80}: give a string or a list of strings.")
+    if not given:
+        return []
+    rows = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
+    for i, (text, row) in enumerate(zip(given, rows)):
+        if not row:
+            raise ValueError(f"`texts[{i}]` is {text!r:.80}, which has no tokens: leave empty texts out.")
+        if max_length is None and len(row) > longest:
+            raise ValueError(
+                f"`texts[{i}]` has {len(row)} tokens ({text!r:.80}), and the model's context holds {longest}: split the text, "
+                f"or give `max_length` to read no more than its beginning."
+            )
+    return [row[:max_length] for row in rows]
+
+
+def _read(
+    model: SteerlingForDiffusionLM, rows: Sequence[Sequence[int]], batch_size: int, progress: bool
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Numbers of the texts of a batch and the last hidden states (N, D) of all their tokens, one text after another."""
+    # The longest first: if memory is short, it shows at once.
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    device = device_of(model)
+    with tqdm(total=len(rows), desc="embedding", unit="text", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            width = len(rows[numbers[0]])
+            # Padding is masked and its states are dropped, so it may hold any token.
+            padded = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in numbers], device=device)
+            lengths = torch.tensor([len(rows[i]) for i in numbers], device=device)
+            real = torch.arange(width, device=device) < lengths[:, None]
+            output = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False)
+            yield numbers, output.last_hidden_state[real.to(output.last_hidden_state.device)]
+            bar.update(len(numbers))
+
+
+@contextmanager
+def _reading(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients, and every module in evaluation mode, for as long as this context lasts."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        # Not inference mode: what a module may keep must not break later gradients.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _part(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> torch.Tensor:
+    """The part of last hidden states (N, D) that a kind names."""
+    if kind == "hidden":
+        return states
+    if kind == "composed":
+        return model.compose(states)
+    if kind == "unknown" and model.unknown_head is not None:
+        return model.unknown_head(states).features
+    assert model.known_head is not None
+    known = model.known_head(states).features
+    return known if kind == "known" else model.residual(states, known)
+
+
+def _mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(B, concepts) mean weights, float32, with which concepts enter the features of texts of (B,) lengths."""
+    texts = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
+    sums = torch.zeros(len(lengths), head.n_concepts, device=states.device)
+    entering = None if head.topk is None else min(head.topk_features or head.topk, head.n_concepts)
+    reported = head.topk is not None and entering is not None and entering <= head.topk
+    positions = HEAD_POSITIONS if reported else max(1, SCORE_BUDGET // head.n_concepts)
+    for piece, text in zip(states.split(positions), texts.split(positions)):
+        if reported:
+            output = head(piece)
+            indices, weights = output.indices[:, :entering], output.weights[:, :entering]
+        else:
+            # All concepts: a head reports fewer than enter its features.
+            weights, indices = head.logits(piece).sigmoid().topk(entering or head.n_concepts, dim=-1)
+        sums.index_put_((text[:, None], indices.to(sums.device)), weights.to(sums.device), accumulate=True)
+    return sums / lengths[:, None]
+
+
+__all__ = ["ConceptVectors", "concept_vectors", "embed"]
