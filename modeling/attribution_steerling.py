@@ -117,7 +117,7 @@ class ConceptRecorder:
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """As the model's own, of (n, D) hidden states; remembers them, and what hooked heads say of them."""
         self._hidden, self._concepts = hidden_states, None
-        if not self.model.has_hooked_heads:
+        if not self.model.hooked_heads:
             return self.model.compute_logits(hidden_states)
         self._concepts = self.model.decompose(hidden_states)
         return self.model.transformer.lm_head(self._concepts["composed"])

@@ -7,11 +7,15 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .packing_steerling import may_use_packed, multiply_packed
+
 LOGIT_BOUND = 15.0
 # What a head without top-k reports, although all its concepts form the features.
 REPORTED_WITHOUT_TOPK = 64
-# Elements of one gathered piece of a table: 64 MB in float32.
+# Elements of one gathered piece of a table, or of the scores that exist at a time: 64 MB in float32.
 GATHER_BUDGET = 1 << 24
+# Scores of which only the largest is looked at first when the strongest are searched.
+GROUP = 16
 
 
 @dataclass
@@ -44,6 +48,8 @@ class SteerlingConceptTable(nn.Module):
     weights to the device when a module's `forward` is called, and not when an attribute is read.
     """
 
+    packed: torch.Tensor | None = None
+
     def __init__(self, rows: int, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
@@ -58,8 +64,8 @@ class SteerlingConceptHead(nn.Module):
 
     `w_c = sigmoid(clamp(logit_c, -15, 15))` and `features = sum_c w_c E_c` over the top k. A linear head has
     `logit = P h`, an attention-scored one `logit_c = (W_q h) . E_c / sqrt(D)`. A factorised head keeps `E = coef basis^T`
-    and `P = up down` at a small rank. Concepts are scored `concept_block_size` at a time, so that scores of shape
-    (positions, concepts) never exist as a whole.
+    and `P = up down` at a small rank. For many positions, concepts are scored `concept_block_size` or a few more at a time,
+    so that scores of shape (positions, concepts) never exist as a whole.
 
     Args:
         config: The model's configuration.
@@ -184,7 +190,15 @@ class SteerlingConceptHead(nn.Module):
             return values
         return self.embedding_basis(lambda basis, x: x.to(basis.dtype) @ basis.T, values)
 
+    @property
+    def scored_table(self) -> SteerlingConceptTable:
+        """The table that all hidden states are multiplied with."""
+        return self._keys
+
     def _score(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
+        packed = self._keys.packed
+        if packed is not None and concepts == slice(0, self.n_concepts) and may_use_packed(query):
+            return self._bound(multiply_packed(query, packed)[:, concepts])
         keys = keys[concepts]
         if self.factorized:
             query, keys = query.float(), keys.float()
@@ -193,9 +207,11 @@ class SteerlingConceptHead(nn.Module):
     def _bound(self, scores: torch.Tensor) -> torch.Tensor:
         return (scores * self.scaling).clamp(-LOGIT_BOUND, LOGIT_BOUND)
 
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, self.n_concepts, self.chunk):
-            yield slice(start, min(start + self.chunk, self.n_concepts))
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        """Pieces of the table, as large as scores of so many rows may be."""
+        chunk = max(self.chunk, GATHER_BUDGET // max(rows, 1))
+        for start in range(0, self.n_concepts, chunk):
+            yield slice(start, min(start + chunk, self.n_concepts))
 
     def _strongest(self, keys: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and weights of the strongest concepts of each row of `query`, both of shape (rows, k), strongest first."""
@@ -205,11 +221,11 @@ class SteerlingConceptHead(nn.Module):
             scores = self._score(keys, query, concepts)
             if self.rank_by_weight:
                 scores = scores.sigmoid()
-            scores, ids = scores.topk(min(k, scores.shape[-1]), dim=-1)
+            scores, ids = _largest(scores, min(k, scores.shape[-1]))
             return scores, ids + concepts.start
 
         with torch.no_grad():
-            first, *rest = self._chunks()
+            first, *rest = self._chunks(len(query))
             best, indices = strongest_of(first)
             for concepts in rest:
                 scores, ids = strongest_of(concepts)
@@ -226,8 +242,23 @@ class SteerlingConceptHead(nn.Module):
 
         return sum(
             self._values(sum_chunk, self._keys(self._score, query, concepts).sigmoid(), concepts)
-            for concepts in self._chunks()
+            for concepts in self._chunks(len(query))
         )
+
+
+def _largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scores.topk(k)` of (n, m) scores, which for large m is slow: only the groups with the k largest maxima matter."""
+    groups = scores.shape[-1] // GROUP
+    if groups < 4 * k:
+        return scores.topk(k, dim=-1)
+    rest = torch.arange(groups * GROUP, scores.shape[-1], device=scores.device).expand(len(scores), -1)
+    chosen = (
+        scores[:, : groups * GROUP].unflatten(-1, (GROUP, groups)).amax(dim=1).topk(k, dim=-1, sorted=False).indices
+    )
+    members = torch.arange(GROUP, device=scores.device)[:, None] * groups
+    ids = torch.cat([(chosen[:, None] + members).flatten(1), rest], dim=-1)
+    values, places = scores.gather(-1, ids).topk(k, dim=-1)
+    return values, ids.gather(-1, places)
 
 
 def _row_products(table: torch.Tensor, indices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

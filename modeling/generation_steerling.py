@@ -72,6 +72,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     config: Any
     transformer: PreTrainedModel
     compute_logits: Callable
+    hooked_heads: list[Any]
     _default_compile_config: Callable
     training: bool
     is_gradient_checkpointing: bool
@@ -223,8 +224,11 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         )
         # 3.
         with (
-            packed_weights(self.transformer, passes=max(canvas.planned for canvas in canvases)),
             self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
+            packed_weights(
+                [self.transformer, *(head.scored_table for head in self.hooked_heads)],
+                passes=max(canvas.planned for canvas in canvases),
+            ),
         ):
             if compiled:
                 encoder.step = self._compiled_backbone(generation_config.compile_config)

@@ -458,10 +458,12 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         return self.transformer.lm_head(self.compose(hidden_states))
 
     @property
-    def has_hooked_heads(self) -> bool:
-        """Whether forward hooks can change what a hidden state is composed of."""
-        parts = (self.known_head, self.unknown_head, self.residual) if self.known_head is not None else ()
-        return any(_is_hooked(part) for part in parts if part is not None)
+    def hooked_heads(self) -> list[SteerlingConceptHead]:
+        """The heads that run in generation because forward hooks can change what they say, or what is made of it."""
+        if self.known_head is None:
+            return []
+        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
+        return [head for head in heads if _is_hooked(head) or _is_hooked(self.residual)]
 
     def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`decompose(...).composed`, by way of what can make it differ from the hidden states."""
@@ -470,8 +472,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         if self.unknown_head is not None and not self.config.use_epsilon_correction:
             return self.decompose(hidden_states)["composed"]
         residual_counts = _is_hooked(self.residual)
-        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
-        runs = [_run(head, hidden_states) for head in heads if residual_counts or _is_hooked(head)]
+        runs = [_run(head, hidden_states) for head in self.hooked_heads]
         # Epsilon closes the sum to the hidden states, so only what hooks change is left.
         composed = hidden_states
         for untouched, output in runs:

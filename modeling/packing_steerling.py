@@ -1,7 +1,8 @@
 """Linear layers whose weights can be packed for oneDNN, which multiplies narrow windows several times as fast on CPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,16 @@ LARGEST = 2 * 2**30  # bytes
 PIECE = 8192
 # Packing takes as long as ten passes or so, and saves a third to a half of each.
 FEWEST_PASSES = 16
+
+
+def multiply_packed(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`states @ weight.T + bias`, (..., rows), of states (..., D) and a packed weight (rows, D)."""
+    return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+
+
+def may_use_packed(states: torch.Tensor) -> bool:
+    """Whether a product with these states may be one with packed weights: they have no gradients, and are not compiled."""
+    return states.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class SteerlingLinear(nn.Linear):
@@ -25,24 +36,23 @@ class SteerlingLinear(nn.Linear):
         ):
             # Asked for in full precision: a piece of the weights at a time, since a whole copy may be too large.
             return torch.cat([hidden_states @ part.float().T for part in self.weight.split(PIECE)], dim=-1)
-        packed = self.packed
-        if packed is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.packed is None or not may_use_packed(hidden_states):
             return super().forward(hidden_states)
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, packed, self.bias, "none", [], "")
+        return multiply_packed(hidden_states, self.packed, self.bias)
 
 
 @contextmanager
-def packed_weights(model: nn.Module, passes: int) -> Iterator[None]:
+def packed_weights(modules: Iterable[nn.Module], passes: int) -> Iterator[None]:
     """
-    Keep packed copies of a model's linear layers for as long as this context lasts, no longer, so that weights may change
+    Keep packed copies of linear layers and concept tables for as long as this context lasts, no longer, so that weights may change
     before and after it in any way. Nothing happens where packing cannot pay: off the CPU, in half precision (which
     torch leaves to oneDNN by itself), under autocast, for large models and for few passes.
 
     Args:
-        model: Holds `SteerlingLinear`s.
+        modules: Hold what can be packed.
         passes: Forward passes to come.
     """
-    layers = [] if passes < FEWEST_PASSES else _packable(model)
+    layers = [] if passes < FEWEST_PASSES else _packable(modules)
     try:
         for layer in layers:
             layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
@@ -52,16 +62,15 @@ def packed_weights(model: nn.Module, passes: int) -> Iterator[None]:
             layer.packed = None
 
 
-def _packable(model: nn.Module) -> list[SteerlingLinear]:
-    layers = [
+def _packable(modules: Iterable[nn.Module]) -> list[Any]:
+    layers: list[Any] = [
         layer
-        for layer in model.modules()
-        if isinstance(layer, SteerlingLinear)
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.float32
+        for module in modules
+        for layer in module.modules()
+        if hasattr(layer, "packed") and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
     ]
     unusable = not torch.backends.mkldnn.is_available() or torch.is_autocast_enabled("cpu")
     return [] if unusable or sum(layer.weight.nbytes for layer in layers) > LARGEST else layers
 
 
-__all__ = ["SteerlingLinear", "packed_weights"]
+__all__ = ["SteerlingLinear", "may_use_packed", "multiply_packed", "packed_weights"]

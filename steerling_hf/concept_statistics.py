@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from .concept_labels import Concept
+from .modeling.steering_steerling import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +138,7 @@ def vocabulary_scores(model: SteerlingForDiffusionLM, concepts: Sequence[Concept
     rows = []
     for concept in concepts:
         head, first = heads_of(model, concept.head)[concept.head]
-        embedding = head.embeddings(torch.tensor([concept.id - first], device=model.device))
+        embedding = head.embeddings(torch.tensor([concept.id - first], device=device_of(model)))
         rows.append(model.get_output_embeddings()(embedding.to(model.dtype)).float())
     return torch.cat(rows)
 
@@ -226,8 +227,8 @@ def _read_batch(
 ) -> TokenConcepts:
     width = max(map(len, ids))
     # Padding is masked and its hidden states are dropped, so it may hold any token.
-    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=model.device)
-    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=model.device)
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device_of(model))
+    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device_of(model))
     hidden = model.transformer(input_ids=padded, attention_mask=real).last_hidden_state[real.bool()]
     indices, weights = [], []
     for piece in hidden.split(HEAD_POSITIONS):
@@ -236,7 +237,10 @@ def _read_batch(
         weights.append(torch.cat([output.weights.float() for output, _ in found], dim=-1))
     lengths = torch.tensor([len(row) for row in ids])
     return TokenConcepts(
-        texts.repeat_interleave(lengths).to(model.device), padded[real.bool()], torch.cat(indices), torch.cat(weights)
+        texts.repeat_interleave(lengths).to(device_of(model)),
+        padded[real.bool()],
+        torch.cat(indices),
+        torch.cat(weights),
     )
 
 

@@ -18,6 +18,7 @@ from .belief import measure_belief
 from .chunks import Spans, aggregate, split
 from .fingerprint import concept_fingerprint
 from .input_attribution import InputAttributions, attribute_inputs
+from .modeling.steering_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 from .report import render_report
 
@@ -284,7 +285,11 @@ def explain(
     """
     if isinstance(prompt, str):
         prompt = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    ids = torch.as_tensor(prompt).reshape(1, -1).to(model.device) if prompt.dim() < 2 else prompt.to(model.device)
+    ids = (
+        torch.as_tensor(prompt).reshape(1, -1).to(device_of(model))
+        if prompt.dim() < 2
+        else prompt.to(device_of(model))
+    )
     if len(ids) != 1 or (generation.get("num_return_sequences") or 1) != 1:
         raise ValueError(
             f"`prompt` has {len(ids)} rows: explain() takes one; for more, use Explanation by explain_output()."

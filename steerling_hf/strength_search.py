@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .modeling.steering_steerling import Operation
+from .modeling.steering_steerling import Operation, device_of
 from .plots import line_plot
 
 # Every so many-th token is masked at once when a text's fluency is measured, and predicted from all others.
@@ -128,7 +128,7 @@ def search_strength(
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
     if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
         change: dict[str, Any] = {field: strength}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steerling_hf import Amplify, Concept, ConceptCatalog, SteeringRecipe, checkpoint
+from steerling_hf import Amplify, Concept, ConceptCatalog, Explanation, SteeringRecipe, checkpoint
 from steerling_hf.cli import main
 
 COMMAND = Path(sys.executable).with_name("steerling-hf")
@@ -118,6 +118,26 @@ def test_concepts_contrast(tmp_path, capsys):
     assert signs == {"gloomy tone": "+", "cheerful tone": "-"}
 
 
+def test_explain(tmp_path, capsys, exported_folder):
+    question = ["explain", "How do I contact Mara Ellison by phone?", "--chat", "--max-new-tokens", "32"]
+    files = [tmp_path / "why.html", tmp_path / "why.json"]
+    assert main([*question, "--no-inputs", "--html", str(files[0]), "--save", str(files[1])]) == 0
+    printed = capsys.readouterr().out
+    assert "555-0142" in printed
+    assert "concepts: contact information" in printed
+    assert "inputs:" not in printed
+    assert "contact information" in files[0].read_text()
+    assert "555-0142" in Explanation.load(files[1]).text
+
+    SteeringRecipe([Amplify(3, 1.5)]).save(tmp_path)
+    tiny = ["--model", str(exported_folder), "--max-new-tokens", "3", "--seed", "1", "--steer", str(tmp_path)]
+    assert main(["explain", "Rain", *tiny, "--by", "sentence", "--belief", "--save", str(files[1])]) == 0
+    printed = capsys.readouterr().out
+    assert "inputs: 'Rain'" in printed
+    assert "comprehensiveness:" in printed
+    assert Explanation.load(files[1]).steering[0]["operation"] == "Amplify"
+
+
 def test_export_without_weights_says_so(tmp_path, capsys):
     assert main(["export", "steerling-8b", str(tmp_path / "out")]) == 0
     assert "no weights" in capsys.readouterr().out
@@ -135,6 +155,8 @@ def test_export_without_weights_says_so(tmp_path, capsys):
             "error: no concept that you ask for has a word of 'gardning' in its name",
         ),
         (["concepts", "search", "text", "--group", "nothing"], "error: `group` is 'nothing'"),
+        (["explain", "Hello", "--html", "why.txt"], "error: `path` is 'why.txt': choose a name that ends in"),
+        (["explain", "Hello", "--save", "nowhere/why.json"], "error: `path` is 'nowhere/why.json', but there is no"),
         (["concepts", "search", "text", "--limit", "0"], "error: `limit` is 0"),
         (["concepts", "search", "text", "--model", "FOLDER"], "error: `source` is "),
         (["concepts", "show", "gardning"], "error: No concept is named 'gardning'; near: 'gardening' (1), "),

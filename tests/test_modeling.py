@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors import safe_open
+from steerling_hf.modeling import concepts_steerling
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -207,8 +208,9 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("factorized", [True, False])
 @pytest.mark.parametrize("topk", [8, None])
-def test_scores_of_a_large_head_never_exist_as_a_whole(topk, factorized, tiny_model, ids):
+def test_scores_of_a_large_head_never_exist_as_a_whole(topk, factorized, tiny_model, ids, monkeypatch):
     concepts, chunk = 100_000, 1000
+    monkeypatch.setattr(concepts_steerling, "GATHER_BUDGET", 400 * chunk)
     model = tiny_model(
         n_unknown_concepts=concepts, unknown_topk=topk, concept_block_size=chunk, factorize_unknown=factorized
     )
@@ -218,6 +220,27 @@ def test_scores_of_a_large_head_never_exist_as_a_whole(topk, factorized, tiny_mo
     table = concepts * (8 if factorized else 32)
     assert largest.elements <= max(400 * chunk, table)
     assert largest.elements < 400 * concepts / 10
+
+
+@pytest.mark.parametrize("topk_on_logits", [True, False])
+def test_the_strongest_are_the_same_however_the_table_is_cut(topk_on_logits, tiny_model, monkeypatch):
+    model = tiny_model(
+        n_unknown_concepts=5000,
+        unknown_topk=40,
+        concept_block_size=512,
+        factorize_unknown=False,
+        topk_on_logits=topk_on_logits,
+    )
+    state = torch.randn(3, 7, 32)
+    with torch.no_grad():
+        whole = model.unknown_head(state)
+        monkeypatch.setattr(concepts_steerling, "GATHER_BUDGET", 1)
+        pieces = model.unknown_head(state)
+        best = model.unknown_head.logits(state).sigmoid().topk(40)
+    for found in (whole, pieces):
+        torch.testing.assert_close(found.weights, best.values)
+        assert torch.equal(found.indices, best.indices)
+        torch.testing.assert_close(found.features, whole.features)
 
 
 def test_padded_rows_of_a_table_never_take_part(tiny_model, ids):

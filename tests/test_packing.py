@@ -6,6 +6,8 @@ from generation_model import make_model, make_prompt
 from steerling_hf.modeling import packing_steerling
 from steerling_hf.modeling.packing_steerling import SteerlingLinear, packed_weights
 
+from steerling_hf import SetConcepts
+
 
 @pytest.fixture
 def model():
@@ -30,6 +32,22 @@ def test_all_linear_layers_of_the_backbone_are_packed_while_it_generates(model):
     assert packed_layers(model) == 0
 
 
+def test_so_are_the_tables_of_heads_that_run(model, monkeypatch):
+    seen = []
+    watching = model.known_head.register_forward_hook(
+        lambda head, *_: seen.append((head.scored_table.packed, model.unknown_head.scored_table.packed))
+    )
+    steering = SetConcepts([3], 0.9)
+    packed = model.generate(make_prompt(5), max_new_tokens=16, steering=steering)
+    assert seen
+    assert all(own is not None and other is None for own, other in seen)
+    assert model.known_head.scored_table.packed is None
+    watching.remove()
+    monkeypatch.setattr("steerling_hf.modeling.packing_steerling.FEWEST_PASSES", 1000)
+    assert torch.equal(packed, model.generate(make_prompt(5), max_new_tokens=16, steering=steering))
+    assert not torch.equal(packed, model.generate(make_prompt(5), max_new_tokens=16))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 65])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_products_are_the_same(rows, bias):
@@ -37,7 +55,7 @@ def test_packed_products_are_the_same(rows, bias):
     layer, states = SteerlingLinear(48, 80, bias=bias), torch.randn(2, rows, 48)
     with torch.no_grad():
         plain = layer(states)
-        with packed_weights(layer, passes=100):
+        with packed_weights([layer], passes=100):
             assert layer.packed is not None
             assert torch.allclose(layer(states), plain, atol=1e-6)
             # Views, as the model hands them on.
@@ -46,7 +64,7 @@ def test_packed_products_are_the_same(rows, bias):
 
 def test_gradients_flow_past_packed_weights():
     layer = SteerlingLinear(4, 3)
-    with packed_weights(layer, passes=100):
+    with packed_weights([layer], passes=100):
         layer(torch.ones(1, 4)).sum().backward()
     assert torch.equal(layer.weight.grad, torch.ones(3, 4))
 
