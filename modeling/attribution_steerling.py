@@ -66,9 +66,6 @@ def attribute_logits(
         if head is None:
             continue
         indices, weights = concepts[f"{name}_indices"], concepts[f"{name}_weights"].float()
-        if head.topk is not None and head.topk_features < head.topk:  # reported, but no part of the features
-            weights = weights.clone()
-            weights[:, head.topk_features : head.topk] = 0
         contributions = weights * head.alignments(indices, directions)
         found |= {f"{name}_indices": indices, f"{name}_weights": weights, f"{name}_contributions": contributions}
         found["residual"] = found["residual"] - contributions.sum(dim=-1)
@@ -117,7 +114,7 @@ class ConceptRecorder:
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """As the model's own, of (n, D) hidden states; remembers them, and what hooked heads say of them."""
         self._hidden, self._concepts = hidden_states, None
-        if not self.model.hooked_heads:
+        if not self.model.hooked_heads():
             return self.model.compute_logits(hidden_states)
         self._concepts = self.model.decompose(hidden_states)
         return self.model.transformer.lm_head(self._concepts["composed"])

@@ -171,7 +171,8 @@ class SteerlingGenerationConfig(GenerationConfig):
         self._check("entropy_bound", _is_number(self.entropy_bound, 0), "choose a number of 0 or more, in nats")
         self._check("align_blocks", isinstance(self.align_blocks, bool), "choose True or False")
         self._check("entropy_temperature", isinstance(self.entropy_temperature, bool), "choose True or False")
-        attributing = self.output_attributions is not True or self.return_dict_in_generate is True
+        self._check("output_attributions", isinstance(self.output_attributions, bool), "choose True or False")
+        attributing = not self.output_attributions or self.return_dict_in_generate is True
         self._check(
             "output_attributions", attributing, "add return_dict_in_generate=True, since the output holds them"
         )

@@ -72,7 +72,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     config: Any
     transformer: PreTrainedModel
     compute_logits: Callable
-    hooked_heads: list[Any]
+    hooked_heads: Callable
     _default_compile_config: Callable
     training: bool
     is_gradient_checkpointing: bool
@@ -226,7 +226,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         with (
             self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
             packed_weights(
-                [self.transformer, *(head.scored_table for head in self.hooked_heads)],
+                [self.transformer, *(head.scored_table for head in self.hooked_heads())],
                 passes=max(canvas.planned for canvas in canvases),
             ),
         ):

@@ -457,7 +457,6 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
         return self.transformer.lm_head(self.compose(hidden_states))
 
-    @property
     def hooked_heads(self) -> list[SteerlingConceptHead]:
         """The heads that run in generation because forward hooks can change what they say, or what is made of it."""
         if self.known_head is None:
@@ -472,7 +471,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         if self.unknown_head is not None and not self.config.use_epsilon_correction:
             return self.decompose(hidden_states)["composed"]
         residual_counts = _is_hooked(self.residual)
-        runs = [_run(head, hidden_states) for head in self.hooked_heads]
+        runs = [_run(head, hidden_states) for head in self.hooked_heads()]
         # Epsilon closes the sum to the hidden states, so only what hooks change is left.
         composed = hidden_states
         for untouched, output in runs:

@@ -35,7 +35,8 @@ class SteerlingLinear(nn.Linear):
             self.weight.device.type
         ):
             # Asked for in full precision: a piece of the weights at a time, since a whole copy may be too large.
-            return torch.cat([hidden_states @ part.float().T for part in self.weight.split(PIECE)], dim=-1)
+            product = torch.cat([hidden_states @ part.float().T for part in self.weight.split(PIECE)], dim=-1)
+            return product if self.bias is None else product + self.bias.float()
         if self.packed is None or not may_use_packed(hidden_states):
             return super().forward(hidden_states)
         return multiply_packed(hidden_states, self.packed, self.bias)

@@ -128,9 +128,7 @@ def outline(explanation: Explanation) -> str:
     lines = []
     for chunk in explanation.chunks:
         lines.append(f"  {chunk.text.strip()}")
-        shown = [
-            f"{concept.name or f'discovered {concept.id}'} {concept.contribution:+.3f}" for concept in chunk.concepts
-        ]
+        shown = [f"{concept.name} {concept.contribution:+.3f}" for concept in chunk.concepts]
         lines.append(f"      concepts: {', '.join(shown[:SHOWN_CONCEPTS])}")
         if chunk.inputs:
             ranked = sorted(zip(chunk.inputs, explanation.prompt), key=lambda pair: -pair[0])

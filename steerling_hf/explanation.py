@@ -283,16 +283,15 @@ def explain(
     Raises:
         ValueError: An argument cannot be used.
     """
-    if isinstance(prompt, str):
-        prompt = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     ids = (
-        torch.as_tensor(prompt).reshape(1, -1).to(device_of(model))
-        if prompt.dim() < 2
-        else prompt.to(device_of(model))
+        tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        if isinstance(prompt, str)
+        else prompt
     )
+    ids = (ids[None] if ids.dim() == 1 else ids).to(device_of(model))
     if len(ids) != 1 or (generation.get("num_return_sequences") or 1) != 1:
         raise ValueError(
-            f"`prompt` has {len(ids)} rows: explain() takes one; for more, use Explanation by explain_output()."
+            f"`prompt` has {len(ids)} rows: explain() takes one; for more, explain_output() takes the rows of an output."
         )
     fixed = {"return_dict_in_generate": True, "output_attributions": True, "output_scores": True}
     output = model.generate(ids, **{**generation, **fixed})
@@ -339,6 +338,7 @@ def explain_output(
     if not 0 <= row < len(output.traces):
         raise ValueError(f"`row` is {row}, but `output` has the rows 0 to {len(output.traces) - 1}.")
     trace: SteerlingTrace = output.traces[row]
+    folder = model.config.name_or_path.rstrip("/")
     # Prompts are padded on the left, so that their ends meet.
     longest = max(other.length - other.prompt_length for other in output.traces)
     offset = output.sequences.shape[1] - longest - trace.prompt_length
@@ -356,7 +356,11 @@ def explain_output(
             _chunk(model, trace, texts, span, output.attributions, row, offset, catalog, found) for span in spans
         ),
         metrics=metrics,
-        model={"name": model.config.name_or_path or "unnamed", "fingerprint": concept_fingerprint(model)},
+        # Where a folder lies is nobody's business to whom the report is shown.
+        model={
+            "name": Path(folder).name if folder and Path(folder).is_dir() else folder or "unnamed",
+            "fingerprint": concept_fingerprint(model),
+        },
         generation={"seed": trace.seed, "settings": dict(settings or {})},
         steering=[operation.to_dict() for operation in (*trace.attached, *trace.steering)],
         trace=trace,
@@ -419,12 +423,7 @@ def _chunk(
     n_known = model.config.n_concepts
     parts = aggregate(attributions, row, start + offset, stop + offset, n_known)
     concepts = tuple(
-        ConceptShare(
-            concept,
-            "known" if concept < n_known else "unknown",
-            "" if catalog is None else catalog[concept].name,
-            share,
-        )
+        ConceptShare(concept, "known" if concept < n_known else "unknown", _name(concept, n_known, catalog), share)
         for concept, share in zip(parts.ids[:CONCEPTS_KEPT].tolist(), parts.contributions.tolist())
     )
     scores: dict[str, tuple[float, ...]] = {}
@@ -441,6 +440,12 @@ def _chunk(
         concepts,
         **scores,
     )
+
+
+def _name(concept: int, n_known: int, catalog: Any) -> str:
+    """What a concept is called, or its number."""
+    named = "" if catalog is None else catalog[concept].name
+    return named or f"{'known' if concept < n_known else 'discovered'} concept {concept}"
 
 
 def _metrics(

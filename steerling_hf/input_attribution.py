@@ -11,7 +11,7 @@ from .modeling.steering_steerling import SetConcepts, split_concepts
 from .modeling.trace_steerling import SteerlingTrace
 from .replay import Replay, in_batches, replay, saved_bytes
 
-METHODS = ("adaptive", "gausslegendre", "riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid")
+METHODS = ("adaptive", "gausslegendre", "riemann_right", "riemann_left", "riemann_middle")
 # "adaptive" looks at the target at so many points between the ends of the path, without gradients, before it chooses.
 PROBES = 16
 # Share of the path's length, beside the target's change, in what its segments have equal parts of.
@@ -127,9 +127,14 @@ def attribute_inputs(
     if concept is not None:
         SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
     chosen = [] if concept is None else split_concepts(model, [concept])
+    if not targets:
+        nothing = torch.zeros(0)
+        return InputAttributions(
+            nothing.long(), nothing[:, None].expand(-1, len(trace.tokens)), nothing, nothing, trace.prompt_length
+        )
     with replay(model, trace, targets) as replaying, torch.no_grad():
         function = _Target(replaying, trace.tokens[targets], chosen)
-        rows = _rows_within(memory_budget, function, replaying, len(targets))
+        rows = _rows_within(memory_budget, function, replaying)
         scores = torch.zeros(len(targets), len(trace.tokens))
         values, baselines = torch.zeros(len(targets)), torch.zeros(len(targets))
         with tqdm(total=len(targets), desc="attributing", disable=not progress) as bar:
@@ -188,20 +193,26 @@ def _integrate(path: _Path, n_steps: int, method: str, rows: int) -> tuple[torch
     edges, points = probes[:, [0, -1]], n_steps
     if method == "adaptive":
         edges, points = _even_segments(probes, values.cpu(), n_steps // POINTS_PER_SEGMENT), POINTS_PER_SEGMENT
+    elif n_steps == 1:  # captum has no Riemann sum of one point, but a Gauss-Legendre one in the middle of a segment
+        edges = edges + {"riemann_right": 0.5, "riemann_left": -0.5}.get(method, 0)
     segments = edges.shape[1] - 1
-    scores = (
-        _captum()
-        .IntegratedGradients(path.function)
-        .attribute(
-            path.at(edges[:, 1:]),
-            path.at(edges[:, :-1]),
-            additional_forward_args=(path.targets.repeat_interleave(segments),),
+    integrals = _captum().IntegratedGradients(path.function)
+    targets = path.targets.repeat_interleave(segments)
+    # captum puts all segments that it is given into one pass, even if that has more rows than asked for.
+    pieces = zip(path.at(edges[:, 1:]).split(rows), path.at(edges[:, :-1]).split(rows), targets.split(rows))
+    scores = [
+        integrals.attribute(
+            stops,
+            starts,
+            additional_forward_args=(owners,),
             n_steps=points,
-            method="gausslegendre" if method == "adaptive" else method,
-            internal_batch_size=max(rows, len(path.targets) * segments),
+            method="gausslegendre" if method == "adaptive" or n_steps == 1 else method,
+            internal_batch_size=rows,
         )
-    )
-    return scores.sum(dim=-1).unflatten(0, (-1, segments)).sum(dim=1), values[:, -1], values[:, 0]
+        for stops, starts, owners in pieces
+    ]
+    summed = torch.cat(scores).sum(dim=-1).unflatten(0, (-1, segments)).sum(dim=1)
+    return summed, values[:, -1], values[:, 0]
 
 
 def _even_segments(places: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
@@ -219,11 +230,9 @@ def _even_segments(places: torch.Tensor, values: torch.Tensor, count: int) -> to
     return edges
 
 
-def _rows_within(budget: int, function: _Target, replaying: Replay, count: int) -> int:
+def _rows_within(budget: int, function: _Target, replaying: Replay) -> int:
     """How many rows of the widest pass fit the budget."""
-    if not count:
-        return 1
-    widest = max(range(count), key=replaying.visible)
+    widest = max(range(len(replaying.positions)), key=replaying.visible)
     embeddings = replaying.embed(replaying.tokens([widest])).float().requires_grad_()
     needed = int(WORKSPACE * saved_bytes(function, embeddings, torch.tensor([widest])))
     if needed > budget:

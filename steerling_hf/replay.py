@@ -51,6 +51,8 @@ class Replay:
         (lanes, n, D) last hidden states at the positions of n targets, from (n, W, D) embeddings of what they see. Guided
         rows have two lanes, the second one with a masked prompt.
         """
+        # As the tokens were decided; and linear layers would keep a copy of their weights for float32 states.
+        embeddings = embeddings.to(self.model.dtype)
         canvases = [self.canvases[target] for target in targets]
         positions, width = self.positions[list(targets)], embeddings.shape[1]
         tokens = torch.stack([canvas.tokens[:width] for canvas in canvases])
@@ -106,16 +108,21 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
             "the same operations with model.add_steering(), or give them to generate() as `steering`."
         )
     replaying = Replay(model, trace, positions)
-    training, wanted = model.training, [weight for weight in model.parameters() if weight.requires_grad]
+    # Conditions are weighed on the prompt as it was given, before any of its masks was filled in.
+    first = int((trace.step_map == 0).nonzero()[0])
+    unwritten = [trace.before(first, index) for index in range(len(positions))]
+    training = [(module, module.training) for module in model.modules()]
+    wanted = [weight for weight in model.parameters() if weight.requires_grad]
     model.eval()
     for weight in wanted:
         weight.requires_grad_(False)
     try:
         own = [tuple(trace.steering)] * len(positions) if trace.steering else None
-        with model._steered(own, replaying.canvases, 1):
+        with model._steered(own, unwritten, 1):
             yield replaying
     finally:
-        model.train(training)
+        for module, mode in training:
+            module.training = mode
         for weight in wanted:
             weight.requires_grad_(True)
 

@@ -49,7 +49,7 @@ def test_parts_agree_with_each_other(made):
         assert (chunk.start, chunk.end) == (first - start, stop - start)
         assert chunk.text == "".join(token.text for token in explanation.answer[chunk.start : chunk.end])
         assert sum(c.contribution for c in chunk.concepts if c.head == "known") == pytest.approx(chunk.known, abs=1e-5)
-        assert all(c.name == (f"roses {c.id}" if c.id < 20 else "") for c in chunk.concepts)
+        assert all(c.name == (f"roses {c.id}" if c.id < 20 else f"discovered concept {c.id}") for c in chunk.concepts)
         scores = [abs(score) for score in (*chunk.inputs, *chunk.context)]
         assert (len(chunk.inputs), len(chunk.context)) == (len(explanation.prompt), 9)
         assert sum(scores) <= 1 + 1e-5  # each target has one vote

@@ -62,6 +62,12 @@ def test_packed_products_are_the_same(rows, bias):
             assert torch.allclose(layer(states.transpose(0, 1)), plain.transpose(0, 1), atol=1e-6)
 
 
+def test_full_precision_of_half_precision_weights_keeps_the_bias():
+    layer, states = SteerlingLinear(6, 5, bias=True).bfloat16(), torch.randn(3, 6)
+    wanted = states @ layer.weight.float().T + layer.bias.float()
+    assert torch.allclose(layer(states), wanted)
+
+
 def test_gradients_flow_past_packed_weights():
     layer = SteerlingLinear(4, 3)
     with packed_weights([layer], passes=100):

@@ -362,6 +362,29 @@ STEERED_GENERATIONS = [
 ]
 
 
+# With the epsilon correction, as input attribution needs it: the reference's looks past the heads.
+ATTRIBUTED_CASES = {
+    case.name: case
+    for case in (
+        case_named("released"),
+        case_named("released_without_epsilon"),
+        case_named("unknown_off"),
+        Case("dense_unknown_attention_known", {"factorize_unknown": False, "use_attention_known": True}, seed=2),
+        Case("attention_unknown", {"use_attention_unknown": True, "concept_block_size": 8}, seed=1),
+    )
+}
+
+ATTRIBUTED_GENERATIONS = [
+    Generation("released", 29, 64, 64, 1.1, seed=3),
+    Generation("released_without_epsilon", 29, 64, 32, seed=1),
+    Generation("unknown_off", 29, 64, 32, seed=1),
+    Generation("dense_unknown_attention_known", 29, 64, 64, seed=2),
+    Generation("attention_unknown", 29, 64, 32, 1.1, seed=1),
+]
+ATTRIBUTED_CHUNKS = [(29, 45), (50, 93)]  # positions, the last one not included
+ATTRIBUTED_POINTS = 4  # of the right Riemann sum
+
+
 def padded(count: int, multiple: int) -> int:
     """Rows that a concept table of `count` concepts has on disk."""
     return math.ceil(count / multiple) * multiple

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from steerling_hf.modeling.generation_steerling import SteerlingGenerateOutput
 from steerling_hf.modeling.steering_steerling import operation_from_dict
 
 TOLERANCE = 1e-5  # of max |ours - theirs| / max |theirs|, in float32
@@ -61,14 +62,18 @@ def differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     return {label: relative_difference(ours[our], theirs[their]) for label, (our, their) in pairs.items()}
 
 
-def our_generation(
+def our_output(
     model: torch.nn.Module, prompt: torch.Tensor, *, cfg_scale: float = 0.0, **settings
-) -> tuple[list[int], list[int]]:
-    """New tokens of one greedy generation after a prompt (1, length), and the step that decided each."""
-    output = model.generate(
+) -> SteerlingGenerateOutput:
+    """One greedy generation after a prompt (1, length)."""
+    return model.generate(
         prompt, do_sample=False, guidance_scale=1.0 + cfg_scale, return_dict_in_generate=True, **settings
     )
-    start = prompt.shape[1]
+
+
+def our_generation(model: torch.nn.Module, prompt: torch.Tensor, **settings) -> tuple[list[int], list[int]]:
+    """New tokens of one greedy generation after a prompt (1, length), and the step that decided each."""
+    output, start = our_output(model, prompt, **settings), prompt.shape[1]
     return output.sequences[0, start:].tolist(), output.step_map[0, start:].tolist()
 
 

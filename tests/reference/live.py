@@ -17,6 +17,9 @@ from pathlib import Path
 
 import torch
 from cases import (
+    ATTRIBUTED_CASES,
+    ATTRIBUTED_GENERATIONS,
+    ATTRIBUTED_POINTS,
     CASES,
     GENERATIONS,
     OPERATIONS,
@@ -35,17 +38,25 @@ from compare import (
     differences,
     generation_disagreement,
     our_generation,
+    our_output,
     our_outputs,
     our_steered_logits,
     relative_difference,
 )
 from folders import write_folder
-from oracle import reference_for, reference_generation, reference_outputs, reference_steered_outputs
+from oracle import (
+    reference_attributions,
+    reference_for,
+    reference_generation,
+    reference_input_attributions,
+    reference_outputs,
+    reference_steered_outputs,
+)
 from steerling_hf.modeling.steering_steerling import operation_from_dict
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-import steerling_hf  # noqa: F401  (registers the Auto classes)
+from steerling_hf.input_attribution import attribute_inputs  # the package registers the Auto classes
 
 TOO_CLOSE = 1e-5
 STORAGE = (
@@ -123,6 +134,35 @@ def compare_generation(generation: Generation, case: Case, turn: int) -> tuple[s
     return f"{generation.name:72} {case.seed:7} {generation.seed:7} {trace.margin:9.1e}   {verdict}", agrees
 
 
+def compare_attributed(generation: Generation, case: Case, turn: int) -> tuple[str, bool]:
+    """A row of the table of attributions, and whether they agree wherever the generations do."""
+    reference, config, start = reference_for(case), case.config, generation.prompt_length
+    model = our_model(case, turn)
+    output = our_output(model, make_prompt(generation), **generation.settings, output_attributions=True)
+    theirs = reference_attributions(reference, config, generation, [])
+    name = f"{generation.name:60} {case.seed:7} {generation.seed:7}"
+    if output.sequences[0, start:].tolist() != theirs["tokens"].tolist():
+        margin = reference_generation(reference, config, generation).margin
+        return f"{name} other tokens, margin {margin:.1e}", margin < TOO_CLOSE
+    clear = torch.ones(generation.new_tokens, dtype=torch.bool)
+    for gap in theirs.keys() & {"known_gap", "unknown_gap"}:
+        clear &= theirs[gap] > TOO_CLOSE
+    largest = theirs["logits"].abs().max()
+    concepts = max(
+        float((values[0, start:][clear] - theirs[part][clear]).abs().max() / largest)
+        for part, values in output.attributions.items()
+        if not part.endswith("_indices")
+    )
+    inputs = 0.0
+    if config["use_epsilon_correction"]:  # the reference's goes past the heads
+        theirs = reference_input_attributions(reference, config, generation, [], ATTRIBUTED_POINTS)
+        ours = attribute_inputs(model, output.traces[0], method="riemann_right", n_steps=ATTRIBUTED_POINTS)
+        inputs = relative_difference(ours.scores, theirs["inputs"])
+    agrees = max(concepts, inputs) < TOLERANCE
+    row = f"{name} {concepts:10.1e} {inputs:10.1e} {int((~clear).sum()):6}"
+    return f"{row}   {'ok' if agrees else 'DISAGREES'}", agrees
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -164,7 +204,19 @@ def main() -> int:
             print(row, flush=True)
             failures += not agrees
 
-    total = (len(CASES) + len(STEERED_FORWARDS) + len(GENERATIONS) + len(STEERED_GENERATIONS)) * len(offsets)
+    print("\nattribution: contributions, and inputs of right Riemann sums; max |ours - reference| / max |reference|")
+    print(f"{'generation':60} {'weights':>7} {'prompt':>7} {'concepts':>10} {'inputs':>10} {'close':>6}")
+    for generation in ATTRIBUTED_GENERATIONS:
+        for turn, offset in enumerate(offsets):
+            case = ATTRIBUTED_CASES[generation.case]
+            case = dataclasses.replace(case, seed=case.seed + offset)
+            prompted = dataclasses.replace(generation, seed=generation.seed + offset)
+            row, agrees = compare_attributed(prompted, case, turn)
+            print(row, flush=True)
+            failures += not agrees
+
+    compared = (CASES, STEERED_FORWARDS, GENERATIONS, STEERED_GENERATIONS, ATTRIBUTED_GENERATIONS)
+    total = sum(map(len, compared)) * len(offsets)
     print(f"\n{total - failures} of {total} comparisons agree")
     return 1 if failures else 0
 

@@ -1,12 +1,19 @@
 """Runs the reference package on a case: the only module here, with its callers, that needs `steerling` installed."""
 
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from cases import Case, Generation, make_prompt, make_weights
 from folders import nested_config
+from steerling.attribution import concept_attribution
+from steerling.attribution.input_attribution import FaithfulOutputToInputAttributor
 from steerling.configs.causal_diffusion import CausalDiffusionConfig
 from steerling.configs.concept import ConceptConfig
 from steerling.configs.generation import GenerationConfig
@@ -115,14 +122,15 @@ def reference_steering(operation: dict[str, Any]) -> SteeringConfig:
     return {"Amplify": SteeringConfig.injection, "Suppress": SteeringConfig.injection_relu}[kind](**settings)
 
 
-def _runner(model: torch.nn.Module, config: dict[str, Any]) -> SteerlingGenerator:
-    """The reference's generator for a model, with ids instead of a tokenizer."""
+def _runner(model: torch.nn.Module, config: dict[str, Any], prompt: torch.Tensor | None = None) -> SteerlingGenerator:
+    """The reference's generator for a model, with ids instead of a tokenizer: any text is the prompt (1, length)."""
     ids = SimpleNamespace(
         mask_token_id=config["mask_token_id"],
         eos_token_id=config["eos_token_id"],
         pad_token_id=config["pad_token_id"],
         eot_id=config.get("eot_id"),
         decode=lambda tokens: "",
+        encode=lambda text, add_special_tokens: prompt[0].tolist(),
     )
     interpretable = isinstance(model, InterpretableCausalDiffusionLM)
     return SteerlingGenerator(model, ids, model.config, is_interpretable=interpretable, device="cpu")
@@ -152,6 +160,18 @@ def reference_steered_outputs(
     return {"logits": logits} | _rank_gaps(model, out)
 
 
+def _greedy(generation: Generation) -> GenerationConfig:
+    """What the reference's generator is asked for."""
+    return GenerationConfig(
+        max_new_tokens=generation.new_tokens,
+        steps=generation.steps,
+        repetition_penalty=generation.repetition_penalty,
+        cfg_scale=generation.cfg_scale,
+        use_entropy_sampling=False,
+        top_p=0.0,
+    )
+
+
 def reference_generation(
     model: torch.nn.Module, config: dict[str, Any], generation: Generation, operation: dict[str, Any] | None = None
 ) -> Trace:
@@ -171,15 +191,7 @@ def reference_generation(
 
     runner._forward = watched
     prompt = make_prompt(generation)
-    settings = GenerationConfig(
-        max_new_tokens=generation.new_tokens,
-        steps=generation.steps,
-        repetition_penalty=generation.repetition_penalty,
-        cfg_scale=generation.cfg_scale,
-        use_entropy_sampling=False,
-        top_p=0.0,
-    )
-    sequence = runner.generate_full(prompt, settings, steering=steering).tokens
+    sequence = runner.generate_full(prompt, _greedy(generation), steering=steering).tokens
     start, block = prompt.shape[1], config["diff_block_size"]
     step_map, margin = torch.full((generation.new_tokens,), -1), float("inf")
     afters = [after for after, _ in calls[1:]] + [sequence]
@@ -213,3 +225,112 @@ def _margin(before, after, logits, suppression, start, block, config, generation
         weakest, strongest = best[committed, 0].min(), best[~committed, 0].max()
         gaps.append((weakest - strongest) / weakest)
     return float(min(gaps))
+
+
+def reference_attributions(
+    model: torch.nn.Module, config: dict[str, Any], generation: Generation, chunks: Sequence[tuple[int, int]]
+) -> dict[str, torch.Tensor]:
+    """
+    What the reference's concept attributor says of one greedy generation.
+
+    `tokens`, `logits` and `residual` (new tokens,), and `known_indices`, `known_weights`, `known_contributions` and those
+    of the unknown head (new tokens, k). Of each chunk START_STOP, `chunk_START_STOP_known` and `_unknown` (concepts,), and
+    `_residual` (1,), in which 1 is the whole of the logits. `known_gap` and `unknown_gap` (new tokens,) are those of
+    `reference_outputs`, in the pass that decided each token.
+    """
+    prompt = make_prompt(generation)
+    runner, start = _runner(model, config, prompt), prompt.shape[1]
+    gaps: dict[str, torch.Tensor] = {}
+
+    def watched(info: Any) -> None:
+        hidden = info.outputs.hidden[:, info.committed_positions]
+        for name, ranked, reported in (
+            ("known", model.known_head, config["topk_known"]),
+            ("unknown", model.unknown_head, config["unknown_topk"]),
+        ):
+            if ranked is not None:
+                logits = ranked(hidden, return_logits=True).logits
+                gap = gaps.setdefault(f"{name}_gap", torch.full((generation.new_tokens,), float("inf")).double())
+                gap[info.committed_positions - start] = _rank_gap(ranked, logits, reported)[0]
+
+    with _every_unknown_head(model), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*never committed")  # the prompt
+        attributor = concept_attribution.FaithfulConceptAttributor(runner, concepts_path="none")
+        attributor.attribute("", _greedy(generation))
+    runner.generate_full(prompt, _greedy(generation), step_callback=watched)
+    found = attributor.last_attribution
+    kept = {"tokens": found.target_token_ids, "logits": found.target_logits, "residual": found.epsilon_contribution}
+    names = {"known": "known", "unk": "unknown"} if model.unknown_head is not None else {"known": "known"}
+    for theirs, ours in names.items():
+        for part in ("indices", "weights", "contributions"):
+            kept[f"{ours}_{part}"] = getattr(found, f"{theirs}_{part}")
+    kept = {name: tensor[0, start:] for name, tensor in kept.items()}
+    for first, last in chunks:
+        kept |= {
+            f"chunk_{first}_{last}_{name}": tensor
+            for name, tensor in _chunk(found, first, last, model, config).items()
+        }
+    return kept | gaps
+
+
+def _chunk(
+    found: Any, start: int, stop: int, model: torch.nn.Module, config: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The reference's numbers of a chunk, by concept."""
+    labels = SimpleNamespace(label=lambda concept, kind: str(concept))
+    entries, percentage = concept_attribution.chunk_attribution(found, start, stop, concept_labels=labels)
+    sizes = {"known": config["n_concepts"], "unknown": config["n_unknown_concepts"]}
+    if model.unknown_head is None:
+        del sizes["unknown"]
+    shares = {name: torch.zeros(size) for name, size in sizes.items()}
+    for entry in entries:
+        name = "known" if entry["type"] == "known" else "unknown"
+        if name in shares:
+            shares[name][int(entry["label"])] = entry["contribution"]
+    return shares | {"residual": torch.tensor([percentage / 100])}
+
+
+@contextmanager
+def _every_unknown_head(model: torch.nn.Module) -> Iterator[None]:
+    """
+    The attributor's own ranking of unknown concepts refuses all heads but factorised linear ones; the model's takes those
+    that it refuses.
+    """
+    own = concept_attribution._compute_unknown_topk
+
+    def ranked(head: Any, hidden: torch.Tensor, k: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        refused = head is not None and (not head.factorize or head.use_attention)
+        return model._compute_unknown_topk(hidden, k) if refused else own(head, hidden, k=k)
+
+    with patch.object(concept_attribution, "_compute_unknown_topk", ranked):
+        yield
+
+
+def reference_input_attributions(
+    model: torch.nn.Module,
+    config: dict[str, Any],
+    generation: Generation,
+    chunks: Sequence[tuple[int, int]],
+    points: int,
+) -> dict[str, torch.Tensor]:
+    """
+    What the reference's input attributor says of one greedy generation: `inputs` (new tokens, T), the scores of all
+    positions for each new one by so many points of the right Riemann sum; `inputs_of_prompt` (T,), those of the prompt for
+    all together; and of each chunk START_STOP `inputs_of_answer_START_STOP` (T,), those of the new positions for it.
+    """
+    prompt = make_prompt(generation)
+    attributor = FaithfulOutputToInputAttributor.from_generator(_runner(model, config, prompt))
+    found = attributor.attribute(prompt[0].tolist(), _greedy(generation), n_steps=points)
+    start, length = prompt.shape[1], prompt.shape[1] + generation.new_tokens
+
+    def spread(ranking: list[dict[str, Any]]) -> torch.Tensor:
+        scores = torch.zeros(length)
+        for entry in ranking:
+            scores[entry["input_position"]] = entry["score"]
+        return scores
+
+    kept = {"inputs": torch.zeros(generation.new_tokens, length), "inputs_of_prompt": spread(found.aggregate())}
+    kept["inputs"][found.target_positions - start] = found.attributions.float()
+    for first, last in chunks:
+        kept[f"inputs_of_answer_{first}_{last}"] = spread(found.aggregate_chunk(first, last))
+    return kept

@@ -1,11 +1,12 @@
 """Runs the reference on every case and writes what it says to outputs/: the recordings that the tests compare with.
 
-    python tests/reference/record.py
+    python tests/reference/record.py [attributed]
 
-Needs the package `steerling` 0.2.0 (see README.md beside this file), which the tests do not. A case on which rounding
+With the name of a part only this one is recorded anew, and the others stay as they are. Needs the package `steerling` 0.2.0 (see README.md beside this file), which the tests do not. A case on which rounding
 could decide an outcome, or whose outputs hardly differ between positions, is refused: choose another seed in cases.py.
 """
 
+import argparse
 import json
 import platform
 from importlib.metadata import version
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import torch
 from cases import (
+    ATTRIBUTED_CASES,
+    ATTRIBUTED_CHUNKS,
+    ATTRIBUTED_GENERATIONS,
+    ATTRIBUTED_POINTS,
     CASES,
     GENERATIONS,
     OPERATIONS,
@@ -23,16 +28,25 @@ from cases import (
     case_named,
     fingerprint,
     make_input,
+    make_prompt,
     make_weights,
     parameter_shapes,
     recorded_positions,
 )
 from compare import relative_difference
-from oracle import reference_for, reference_generation, reference_outputs, reference_steered_outputs
+from oracle import (
+    reference_attributions,
+    reference_for,
+    reference_generation,
+    reference_input_attributions,
+    reference_outputs,
+    reference_steered_outputs,
+)
 from safetensors.torch import save_file
 
 OUTPUTS = Path(__file__).parent / "outputs"
 STEERED = OUTPUTS / "steered"
+ATTRIBUTED = OUTPUTS / "attributed"
 # Rounding moves a float32 logit here by about 1e-6 and a probability by about 5e-6 of itself.
 SMALLEST_RANK_GAP = 2e-5
 SMALLEST_DECISION_GAP = 3e-4
@@ -61,10 +75,10 @@ def check_spread(case: Case, logits: torch.Tensor) -> float:
     return spread
 
 
-def check_ranks(case: Case, outputs: dict[str, torch.Tensor]) -> float:
+def check_ranks(name: str, outputs: dict[str, torch.Tensor]) -> float:
     """The smallest gap in any ranking that decides a recorded index."""
-    smallest = min((float(gap.min()) for name, gap in outputs.items() if name.endswith("_gap")), default=float("inf"))
-    demand(smallest > SMALLEST_RANK_GAP, case.name, f"two concepts rank {smallest:.1e} apart only")
+    smallest = min((float(gap.min()) for key, gap in outputs.items() if key.endswith("_gap")), default=float("inf"))
+    demand(smallest > SMALLEST_RANK_GAP, name, f"two concepts rank {smallest:.1e} apart only")
     return smallest
 
 
@@ -80,7 +94,7 @@ def record_case(case: Case) -> str:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == parameter_shapes(case.config), f"{case.name}: cases.parameter_shapes disagrees with the reference"
     outputs = reference_outputs(model, ids)
-    spread, gap = check_spread(case, outputs["logits"]), check_ranks(case, outputs)
+    spread, gap = check_spread(case, outputs["logits"]), check_ranks(case.name, outputs)
     kept = {}
     for name, tensor in outputs.items():
         if name.endswith("_gap"):
@@ -121,7 +135,7 @@ def record_steered_forwards() -> None:
             )
         )
         # With the epsilon correction ranks never reach the logits, which are all that is kept.
-        gap = float("inf") if case.config["use_epsilon_correction"] else check_ranks(case, outputs)
+        gap = float("inf") if case.config["use_epsilon_correction"] else check_ranks(case.name, outputs)
         effect = relative_difference(outputs["logits"], plain["logits"])
         demand(effect > SMALLEST_EFFECT, name, f"the operation changes logits by {effect:.1e} only")
         kept[name] = outputs["logits"].contiguous()
@@ -161,19 +175,63 @@ def record_steered(made_with: dict[str, str]) -> None:
     (STEERED / "record.json").write_text(_lists_on_one_line(json.dumps(record, indent=1)) + "\n")
 
 
+def record_attributed(made_with: dict[str, str]) -> None:
+    """Writes what the tests of attribution compare with: a file for each generation, and one for all."""
+    ATTRIBUTED.mkdir(exist_ok=True)
+    records, fingerprints = {}, {}
+    for generation in ATTRIBUTED_GENERATIONS:
+        case = ATTRIBUTED_CASES[generation.case]
+        model, config = reference_for(case), case.config
+        trace = reference_generation(model, config, generation)
+        demand(trace.margin > SMALLEST_DECISION_GAP, generation.name, f"a decision hung on {trace.margin:.1e}")
+        found = reference_attributions(model, config, generation, ATTRIBUTED_CHUNKS)
+        gap = check_ranks(generation.name, found)
+        tokens = trace.sequence[generation.prompt_length :]
+        assert found.pop("tokens").tolist() == tokens, f"{generation.name}: its attributor saw another generation"
+        if config["use_epsilon_correction"]:
+            found |= reference_input_attributions(model, config, generation, ATTRIBUTED_CHUNKS, ATTRIBUTED_POINTS)
+        kept = {
+            name: (tensor.to(torch.int16) if name.endswith("_indices") else tensor).contiguous()
+            for name, tensor in found.items()
+            if not name.endswith("_gap")
+        }
+        save_file(kept, ATTRIBUTED / f"{generation.name}.safetensors")
+        records[generation.name] = {"tokens": tokens, "step_map": trace.step_map, "margin": round(trace.margin, 7)}
+        weights = make_weights(config, case.seed, case.weight_gain)
+        fingerprints[generation.name] = fingerprint({**weights, "prompt": make_prompt(generation)})
+        largest = float(found["logits"].abs().max())
+        print(f"{generation.name:60} margin {trace.margin:.1e}   rank gap {gap:8.1e}   largest logit {largest:.1f}")
+    record = {"made_with": made_with, "fingerprints": fingerprints, "generations": records}
+    (ATTRIBUTED / "record.json").write_text(_lists_on_one_line(json.dumps(record, indent=1)) + "\n")
+
+
 def main() -> None:
-    OUTPUTS.mkdir(exist_ok=True)
-    for stale in OUTPUTS.rglob("*.*"):
-        stale.unlink()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["attributed"], help="what to record anew; by default everything")
+    part = parser.parse_args().part
     torch.set_num_threads(1)
     made_with = {name: version(name) for name in ("steerling", "torch")} | {"machine": platform.machine()}
+    if part == "attributed":
+        _empty(ATTRIBUTED)
+        record_attributed(made_with)
+        return
+    _empty(OUTPUTS)
     fingerprints = {case.name: record_case(case) for case in CASES}
     record = {"made_with": made_with, "fingerprints": fingerprints, "generations": record_generations()}
     (OUTPUTS / "record.json").write_text(_lists_on_one_line(json.dumps(record, indent=1)) + "\n")
     record_steered(made_with)
+    record_attributed(made_with)
     total = sum(path.stat().st_size for path in OUTPUTS.rglob("*.*"))
-    forwards, generations = len(CASES) + len(STEERED_FORWARDS), len(GENERATIONS) + len(STEERED_GENERATIONS)
+    forwards = len(CASES) + len(STEERED_FORWARDS)
+    generations = len(GENERATIONS) + len(STEERED_GENERATIONS) + len(ATTRIBUTED_GENERATIONS)
     print(f"{forwards} forward passes, {generations} generations, {total / 1e6:.2f} MB in {OUTPUTS}")
+
+
+def _empty(folder: Path) -> None:
+    """Takes the files of earlier recordings away."""
+    folder.mkdir(exist_ok=True)
+    for stale in folder.rglob("*.*"):
+        stale.unlink()
 
 
 def _lists_on_one_line(text: str) -> str:

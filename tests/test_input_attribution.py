@@ -1,0 +1,536 @@
+"""Input attribution: canvases as they were, passes repeated over them, and integrated gradients by them."""
+
+import json
+import re
+
+import pytest
+import torch
+from generation_model import BLOCK, MASK, PAD, VOCABULARY, make_model, make_prompt
+from steering_cases import OPERATIONS, hooks_of
+from steerling_hf.modeling.steering_steerling import Condition, Inject, SetConcepts, SuppressTokens
+from steerling_hf.modeling.trace_steerling import SteerlingTrace
+
+from steerling_hf import SteerlingForDiffusionLM
+from steerling_hf.input_attribution import METHODS, InputAttributions, attribute_inputs
+from steerling_hf.replay import Replay, in_batches, replay, saved_bytes
+
+SPARSE = {"topk_known": 5, "topk_known_features": 5, "unknown_topk": 7}
+# The second row of a guided pass, and a cutoff in the middle of the generation.
+GUIDED_AND_STEERED = {"guidance_scale": 1.7, "steering": (Inject(3, 30.0, cutoff=7), SuppressTokens(3, 2.0))}
+
+
+@pytest.fixture
+def model():
+    return make_model(**SPARSE)
+
+
+def write(model, prompt, **settings):
+    settings = {"max_new_tokens": 12, "output_attributions": True, "return_dict_in_generate": True, **settings}
+    return model.generate(prompt, **settings)
+
+
+def trace_of(model, **settings) -> SteerlingTrace:
+    return write(model, make_prompt(11), **settings).traces[0]
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+# Canvases as they were
+
+
+def masked_prompt() -> torch.Tensor:
+    prompt = make_prompt(19)
+    prompt[:, [2, 9, 10]] = MASK
+    return prompt
+
+
+SEEN = {
+    "plain": {},
+    "few steps": {"steps": 5},
+    "guided": {"guidance_scale": 1.7},
+    "aligned": {"align_blocks": True, "steps": 7},
+    "masks in the prompt": {"prompt": masked_prompt()},
+    "masks in the prompt, aligned, guided": {"prompt": masked_prompt(), "align_blocks": True, "guidance_scale": 1.7},
+    "an end": {"end": 5},
+    "an end, few steps": {"end": 2, "steps": 5},
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_canvas_before_a_position_is_what_the_model_saw(model, name):
+    settings = dict(SEEN[name])
+    prompt, end = settings.pop("prompt", make_prompt(11)), settings.pop("end", None)
+    if end is not None:
+        free = write(model, prompt, **settings)
+        settings["eos_token_id"] = int(free.sequences[0, free.step_map[0] == end][0])
+    seen = []
+    watch = model.transformer.tok_emb.register_forward_hook(lambda _m, args, _o: seen.append(args[0].clone()))
+    trace = write(model, prompt, use_cache=False, **settings).traces[0]
+    watch.remove()
+    assert (trace.length < len(trace.tokens)) == (end is not None)
+    assert len(seen) == trace.step_map.max() + 1
+    for position in trace.decided.tolist():
+        canvas, step = trace.before(position), int(trace.step_map[position])
+        masked = seen[step][0] == MASK
+        assert torch.equal(canvas.tokens[: canvas.visible], seen[step][0])
+        assert position in canvas.masked()
+        assert masked[canvas.masked()].all()
+        assert canvas.forwards == step
+        assert canvas.committed == ((trace.step_map >= 0) & (trace.step_map < step)).sum()
+        if trace.guidance_scale is not None:
+            blind = canvas.tokens.masked_fill(canvas.given, MASK)[: canvas.visible]
+            assert torch.equal(blind, seen[step][1])
+
+
+def test_only_decided_positions_have_a_canvas_before_them(model):
+    trace = trace_of(model)
+    for position in (3, -1, 23):
+        with pytest.raises(ValueError, match=rf"`position` is {position}"):
+            trace.before(position)
+
+
+def test_a_trace_holds_how_its_row_was_written(model):
+    prompts = make_prompt(11, rows=2)
+    prompts[1, :3] = PAD
+    own = [None, SetConcepts((2, 25), 1.0)]
+    settings = {"attention_mask": (prompts != PAD).long(), "do_sample": True, "guidance_scale": 1.7}
+    with model.steer(SuppressTokens(3)):
+        output = write(model, prompts, steering=own, seed=5, num_return_sequences=2, **settings)
+        alone = write(model, prompts[1:, 3:], steering=own[1], do_sample=True, guidance_scale=1.7, seed=8)
+    assert [trace.steering for trace in output.traces] == [(), (), (own[1],), (own[1],)]
+    assert [trace.prompt_length for trace in output.traces] == [11, 11, 8, 8]
+    assert {trace.guidance_scale for trace in output.traces} == {1.7}
+    assert {trace.attached for trace in output.traces} == {(SuppressTokens(3),)}
+    assert [trace.seed for trace in output.traces] == [5, 6, 7, 8]
+    assert equal_values(alone.traces[0], output.traces[3])
+    assert torch.equal(alone.traces[0].tokens, alone.sequences[0])
+    assert torch.equal(alone.traces[0].step_map, alone.step_map[0])
+
+
+def equal_values(one: SteerlingTrace, other: SteerlingTrace) -> bool:
+    names = vars(one).keys() - {"tokens", "step_map"}
+    same = torch.equal(one.tokens, other.tokens) and torch.equal(one.step_map, other.step_map)
+    return same and all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_trace_can_be_written_to_a_file(model, name):
+    with model.steer(SetConcepts(4, 1.0)):
+        trace = trace_of(model, steering=OPERATIONS[name], guidance_scale=1.7, do_sample=True, seed=3)
+        read = SteerlingTrace.from_dict(json.loads(json.dumps(trace.to_dict())))
+        assert equal_values(read, trace)
+        found = [attribute_inputs(model, each, [15], n_steps=2) for each in (trace, read)]
+    assert torch.equal(found[0].scores, found[1].scores)
+
+
+# Passes repeated
+
+
+def replayed(model, trace) -> torch.Tensor:
+    """(n,) logits of decided tokens, from left to right, by passes over what was seen."""
+    with replay(model, trace, trace.decided.tolist()) as replaying, torch.no_grad():
+        found = torch.zeros(len(trace.decided))
+        for batch in in_batches(replaying, 5):
+            logits = replaying.logits(batch, replaying.embed(replaying.tokens(batch)))
+            found[batch] = logits[torch.arange(len(batch)), trace.tokens[trace.decided[batch]]]
+    return found
+
+
+def assert_replayed(model, output) -> None:
+    width = output.sequences.shape[1]
+    longest = max(trace.length - trace.prompt_length for trace in output.traces)
+    for row, trace in enumerate(output.traces):
+        columns = trace.decided + width - longest - trace.prompt_length
+        recorded = output.attributions.logits[row, columns]
+        torch.testing.assert_close(replayed(model, trace), recorded, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.7])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_steered_generation_is_repeated(model, name, guidance):
+    settings = {"guidance_scale": guidance, "max_new_tokens": 19, "steps": 12}
+    output = write(model, make_prompt(11), steering=OPERATIONS[name], **settings)
+    assert output.steering
+    assert_replayed(model, output)
+    with model.steer(OPERATIONS[name]):
+        attached = write(model, make_prompt(11), **settings)
+        assert torch.equal(attached.sequences, output.sequences)
+        assert_replayed(model, attached)
+
+
+@pytest.mark.parametrize(
+    "way", [{"align_blocks": True}, {"cache_implementation": "static"}, {"unmasking": "threshold"}]
+)
+def test_rows_are_repeated(model, way):
+    prompts = make_prompt(11, rows=3)
+    prompts[1, :3] = PAD
+    settings = {"attention_mask": (prompts != PAD).long(), "guidance_scale": 1.7, "do_sample": True, "seed": 1, **way}
+    assert_replayed(model, write(model, prompts, steering=[None, *GUIDED_AND_STEERED["steering"]], **settings))
+    assert_replayed(model, write(model, prompts, **settings, num_return_sequences=2))
+
+
+@pytest.mark.parametrize("attach", [False, True])
+def test_conditions_are_weighed_on_the_prompt_as_it_was_given(model, attach):
+    """Not on what has been filled in since."""
+    prompt, length = masked_prompt(), 19
+    filled = write(model, prompt).sequences[:, :length]
+    with torch.no_grad():
+        before = weights_of(model, prompt)[prompt[0] != MASK].amax(0)
+        after = weights_of(model, filled).amax(0)
+    concept = int((after - before).argmax())
+    threshold = float((before + after)[concept] / 2)
+    assert before[concept] < threshold < after[concept]
+    operation = Inject(3, 30.0, condition=Condition(concept, threshold))
+    if attach:
+        with model.steer(operation):
+            assert_replayed(model, write(model, prompt))
+    else:
+        assert_replayed(model, write(model, prompt, steering=operation))
+
+
+def weights_of(model, ids) -> torch.Tensor:
+    """(T, concepts) weights of known concepts in the top k."""
+    concepts = model(ids, output_concepts=True).concepts
+    indices, weights = concepts.known_indices[0], concepts.known_weights[0]
+    return weights.new_zeros(len(indices), 20).scatter(-1, indices, weights)
+
+
+def test_operations_that_were_attached_must_be_attached(model):
+    operation = SetConcepts((2, 25), 1.0)
+    with model.steer(operation):
+        trace = trace_of(model)
+        attribute_inputs(model, trace, [15], n_steps=2)
+    with pytest.raises(ValueError, match=r"SetConcepts.*attached.*add_steering"):
+        attribute_inputs(model, trace, [15], n_steps=2)
+    with model.steer(SetConcepts((2, 25), 2.0)), pytest.raises(ValueError, match=r"attached"):
+        attribute_inputs(model, trace, [15], n_steps=2)
+    plain = trace_of(model)
+    with model.steer(operation), pytest.raises(ValueError, match=r"SetConcepts.*attach"):
+        attribute_inputs(model, plain, [15], n_steps=2)
+
+
+# Integrated gradients
+
+
+def plain_loop(model, trace, position, n_steps, concept=None) -> torch.Tensor:
+    """(T,) scores by a right Riemann sum, over the whole canvas."""
+    canvas, token, table = trace.before(position), trace.tokens[position], model.transformer.tok_emb.weight.detach()
+    mask, scale = table[MASK], 1.0 if trace.guidance_scale is None else trace.guidance_scale
+    line, gradients = table[canvas.tokens] - mask, 0.0
+    for point in range(1, n_steps + 1):
+        embeddings = (mask + line * point / n_steps).requires_grad_()
+        if concept is None:
+            blind = torch.where(canvas.given[:, None], mask, embeddings)
+            full, masked = (model(inputs_embeds=own[None]).logits[0, position, token] for own in (embeddings, blind))
+            target = masked + scale * (full - masked)
+        else:
+            state = model.transformer(inputs_embeds=embeddings[None]).last_hidden_state[0, position]
+            n_known = model.config.n_concepts
+            head = model.known_head if concept < n_known else model.unknown_head
+            target = head.logits(state)[concept % n_known if concept < n_known else concept - n_known]
+        gradients = gradients + torch.autograd.grad(target, embeddings)[0]
+    return (line * gradients / n_steps).sum(-1)
+
+
+def smooth_model():
+    """The same without its sharp attention, so that sums come near their integrals."""
+    model = make_model(**SPARSE)
+    with torch.no_grad():
+        for block in model.transformer.blocks:
+            block.attn.q_norm.weight.div_(6)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.7}, {"align_blocks": True}], ids=str)
+@pytest.mark.parametrize("n_steps", [1, 5])
+def test_right_riemann_equals_a_plain_loop(model, settings, n_steps):
+    trace = trace_of(model, **settings)
+    found = attribute_inputs(model, trace, method="riemann_right", n_steps=n_steps)
+    assert torch.equal(found.positions, trace.decided)
+    for position, scores in zip(trace.decided.tolist(), found.scores):
+        assert relative(scores, plain_loop(model, trace, position, n_steps)) < 1e-4
+
+
+def test_without_epsilon_it_goes_through_the_heads():
+    model = make_model(use_epsilon_correction=False, **SPARSE)
+    trace = trace_of(model)
+    found = attribute_inputs(model, trace, [13, 22], method="riemann_right", n_steps=3)
+    for position, scores in zip((13, 22), found.scores):
+        assert relative(scores, plain_loop(model, trace, position, 3)) < 1e-4
+
+
+@pytest.mark.parametrize("concept", [3, 19, 20, 45])
+@pytest.mark.parametrize("guidance", [1.0, 1.7])
+def test_a_concept_as_the_target(model, concept, guidance):
+    trace = trace_of(model, guidance_scale=guidance)
+    found = attribute_inputs(model, trace, [13, 22], concept=concept, method="riemann_right", n_steps=3)
+    for position, scores, value in zip((13, 22), found.scores, found.values):
+        assert relative(scores, plain_loop(model, trace, position, 3, concept)) < 1e-4
+        with torch.no_grad():
+            state = model.transformer(input_ids=trace.before(position).tokens[None]).last_hidden_state[0, position]
+            heads = torch.cat([model.known_head.logits(state), model.unknown_head.logits(state)])
+        torch.testing.assert_close(value, heads[concept], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("settings", [{}, GUIDED_AND_STEERED], ids=["plain", "guided and steered"])
+def test_scores_of_many_points_are_complete(method, settings):
+    model = smooth_model()
+    output = write(model, make_prompt(11), **settings)
+    trace = output.traces[0]
+    found = attribute_inputs(model, trace, [11, 22], method=method, n_steps=64)
+    recorded = output.attributions.logits[0, found.positions]
+    torch.testing.assert_close(found.values, recorded, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found.errors, found.scores.sum(-1) - (found.values - found.baselines))
+    change = (found.values - found.baselines).abs()
+    assert change.min() > 0.5
+    worst = {"riemann_right": 0.1, "riemann_left": 0.1}.get(method, 0.01)
+    assert (found.errors.abs() / change).max() < worst
+
+
+@pytest.mark.parametrize("concept", [3, 45])
+def test_scores_for_a_concept_are_complete(concept):
+    model = smooth_model()
+    found = attribute_inputs(model, trace_of(model), concept=concept, n_steps=64)
+    assert found.errors.abs().max() < 0.01 * (found.values - found.baselines).abs().max()
+
+
+def test_the_path_begins_without_any_text(model):
+    trace = trace_of(model)
+    found = attribute_inputs(model, trace, n_steps=2)
+    with torch.no_grad():
+        logits = model(torch.full_like(trace.tokens, MASK)[None]).logits[0]
+    expected = logits[found.positions, trace.tokens[found.positions]]
+    torch.testing.assert_close(found.baselines, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_only_what_was_there_to_be_seen_has_a_score(model):
+    trace = trace_of(model, max_new_tokens=19, steps=12)
+    found = attribute_inputs(model, trace, n_steps=4)
+    assert found.scores.shape == (19, 30)
+    for position, scores in zip(found.positions.tolist(), found.scores):
+        canvas = trace.before(position)
+        there = (canvas.tokens != MASK) & (torch.arange(30) // BLOCK <= position // BLOCK)
+        assert (scores[there] != 0).all()
+        assert not scores[~there].any()
+
+
+def test_adaptive_points_see_a_step_that_even_ones_miss(model, monkeypatch):
+    """The target rises by 10, almost all of it on a 25th of the path."""
+    trace, mask = trace_of(model), model.transformer.tok_emb.weight[MASK].detach()
+
+    def logits(self, targets, embeddings):
+        line = self.embed(self.tokens(targets)) - mask
+        share = ((embeddings - mask) * line).sum((1, 2)) / line.square().sum((1, 2))
+        return 10 * torch.sigmoid(100 * (share - 0.37))[:, None].expand(-1, VOCABULARY)
+
+    monkeypatch.setattr(Replay, "logits", logits)
+    errors = {
+        method: float(attribute_inputs(model, trace, [15], method=method, n_steps=12).errors.abs())
+        for method in METHODS
+    }
+    assert errors.pop("adaptive") < 0.5
+    assert min(errors.values()) > 2, errors
+
+
+@pytest.mark.parametrize("positions", [[14], [22, 11], torch.tensor([12, 13])], ids=str)
+def test_chosen_positions(model, positions):
+    trace = trace_of(model)
+    everything, found = attribute_inputs(model, trace, n_steps=4), attribute_inputs(model, trace, positions, n_steps=4)
+    assert found.positions.tolist() == list(map(int, positions))
+    for number, position in enumerate(found.positions):
+        assert relative(found.scores[number], everything.scores[position - 11]) < 1e-4
+        torch.testing.assert_close(found.values[number], everything.values[position - 11])
+
+
+def test_no_positions(model):
+    with model.steer(SetConcepts(2, 1.0)):
+        found = attribute_inputs(model, trace_of(model), [])
+    assert found.positions.shape == found.values.shape == (0,)
+    assert found.positions.dtype == torch.long
+    assert found.scores.shape == (0, 23)
+    assert not found.aggregate().any()
+
+
+# Memory
+
+
+def test_saved_bytes_counts_each_storage_once():
+    values = torch.randn(100, requires_grad=True)
+    assert saved_bytes(lambda x: x.exp(), values) == 400
+    assert saved_bytes(lambda x: x.exp().exp(), values) == 800
+    assert saved_bytes(lambda x: (x[:50] * x[50:]).sum(), values) == 400
+    assert saved_bytes(lambda x: x + 1, values) == 0
+
+
+def needed_bytes(model, trace, **arguments) -> int:
+    """What a row needs, as the refusal of a tiny budget says."""
+    with pytest.raises(ValueError, match=r"`memory_budget` is 1,000 bytes") as error:
+        attribute_inputs(model, trace, memory_budget=1000, **arguments)
+    return int(re.search(r"needs about ([\d,]+)", str(error.value)).group(1).replace(",", ""))
+
+
+@pytest.mark.parametrize("method", ["adaptive", "riemann_right"])
+@pytest.mark.parametrize("guidance", [1.0, 1.7])
+def test_passes_keep_to_the_budget(model, method, guidance):
+    trace = trace_of(model, guidance_scale=guidance)
+    expected = attribute_inputs(model, trace, method=method, n_steps=6)
+    needed = needed_bytes(model, trace)
+    rows = []
+    watch = model.transformer.register_forward_pre_hook(
+        lambda _m, _a, given: rows.append(len(given["inputs_embeds"])), with_kwargs=True
+    )
+    for budget in (1, 3, 7, 14):
+        rows.clear()
+        found = attribute_inputs(model, trace, method=method, n_steps=6, memory_budget=budget * needed)
+        most = budget * (1 if guidance == 1 else 2)
+        assert most / 2 < max(rows) <= most
+        assert relative(found.scores, expected.scores) < 1e-4
+    watch.remove()
+
+
+def test_a_wider_canvas_needs_more(model):
+    short, long = trace_of(model, max_new_tokens=4), trace_of(model, max_new_tokens=40)
+    assert 2 * needed_bytes(model, short) < needed_bytes(model, long)
+    assert needed_bytes(model, long, positions=[11]) < needed_bytes(model, long)
+
+
+# What is left behind
+
+
+def state(model):
+    modes = {name: module.training for name, module in model.named_modules()}
+    wanted = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    return modes, wanted, hooks_of(model), model._steering
+
+
+@pytest.mark.parametrize("fails", ["not at all", "by its budget", "in a pass", "by a position"])
+def test_the_model_is_left_as_it_was(model, fails):
+    trace = trace_of(model, steering=SetConcepts((2, 25), 1.0))
+    model.train()
+    model.known_head.eval()
+    model.transformer.tok_emb.weight.requires_grad_(False)
+    before = state(model)
+    if fails == "not at all":
+        attribute_inputs(model, trace, [15], n_steps=2)
+    elif fails == "by its budget":
+        needed_bytes(model, trace)
+    elif fails == "by a position":
+        with pytest.raises(ValueError, match="`position` is 3"):
+            attribute_inputs(model, trace, [3])
+    else:
+        watch = model.transformer.ln_f.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            attribute_inputs(model, trace, [15], n_steps=2)
+        watch.remove()
+    assert state(model) == before
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_model_is_in_evaluation_mode_meanwhile(model):
+    trace = trace_of(model)
+    model.train()
+    modes = set()
+    model.transformer.ln_f.register_forward_hook(lambda module, _a, _o: modes.add(module.training))
+    attribute_inputs(model, trace, [15], n_steps=2)
+    assert modes == {False}
+
+
+# Other places and precisions of weights
+
+
+def test_half_precision(model):
+    whole = needed_bytes(model, trace_of(model))
+    model.to(torch.bfloat16)
+    # Nothing is kept in float32, least of all the weights.
+    assert needed_bytes(model, trace_of(model)) < 0.7 * whole
+    for settings in ({}, GUIDED_AND_STEERED):
+        output = write(model, make_prompt(11), **settings)
+        found = attribute_inputs(model, output.traces[0], n_steps=4)
+        assert found.scores.dtype == torch.float32
+        assert found.scores.isfinite().all()
+        assert found.scores.abs().max() > 0.1
+        assert relative(found.values, output.attributions.logits[0, found.positions]) < 0.01
+
+
+def test_offloaded_weights(tmp_path, library_warnings):
+    whole = make_model(**SPARSE)
+    whole.save_pretrained(tmp_path / "model")
+    device_map = {"transformer": "disk", "known_head": "cpu", "unknown_head": "disk", "residual": "cpu"}
+    loaded = SteerlingForDiffusionLM.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    library_warnings.clear()
+    for settings in ({}, GUIDED_AND_STEERED):
+        for concept in (None, 25):
+            expected, found = (
+                attribute_inputs(model, trace_of(model, **settings), [15, 20], concept=concept, n_steps=2)
+                for model in (whole, loaded)
+            )
+            assert relative(found.scores, expected.scores) < 1e-4
+
+
+# Scores of several targets together
+
+
+def test_aggregates():
+    scores = torch.tensor([[1.0, -3.0, 0.0, 0.0], [2.0, 0.0, 6.0, 0.0], [0.0, 1.0, 1.0, -2.0]])
+    found = InputAttributions(torch.tensor([1, 2, 3]), scores, torch.zeros(3), torch.zeros(3), prompt_length=2)
+    shares = {
+        "prompt": [[0.25, -0.75, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]],
+        "answer": [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1 / 3, -2 / 3]],
+        "all": [[0.25, -0.75, 0, 0], [0.25, 0, 0.75, 0], [0, 0.25, 0.25, -0.5]],
+    }
+    for scope, rows in shares.items():
+        expected = torch.tensor(rows)
+        torch.testing.assert_close(found.aggregate(scope=scope), expected.mean(0))
+        torch.testing.assert_close(found.aggregate(2, scope=scope), expected[1:].mean(0))
+        torch.testing.assert_close(found.aggregate(1, 3, scope), expected[:2].mean(0))
+    torch.testing.assert_close(found.aggregate(), torch.tensor(shares["prompt"]).mean(0))
+    assert not found.aggregate(0, 1).any()
+    with pytest.raises(ValueError, match="`scope` is 'question'"):
+        found.aggregate(scope="question")
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_steps": 0}, "`n_steps` is 0"),
+        ({"n_steps": 2.5}, "`n_steps` is 2.5"),
+        ({"n_steps": 5}, "`n_steps` is 5.*even"),
+        ({"method": "simpson"}, "`method` is 'simpson'.*riemann_right"),
+        ({"positions": [3]}, "`position` is 3"),
+        ({"positions": [15, 99]}, "`position` is 99"),
+        ({"concept": 50}, "50.*ids 0 to 19"),
+        ({"concept": -1}, "-1.*ids 0 to 19"),
+        ({"concept": "topic"}, "'topic'.*ids 0 to 19"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(model, arguments, message):
+    trace = trace_of(model)
+
+    def refuse(*_):
+        raise AssertionError("a forward pass came before the error")
+
+    model.transformer.register_forward_pre_hook(refuse)
+    with pytest.raises(ValueError, match=message):
+        attribute_inputs(model, trace, **arguments)
+
+
+def test_a_concept_of_a_model_without_any():
+    model = make_model(interpretable=False)
+    trace = trace_of(model, output_attributions=False)
+    with pytest.raises(ValueError, match="no concept heads"):
+        attribute_inputs(model, trace, concept=3)
+    found = attribute_inputs(model, trace, [15], method="riemann_right", n_steps=3)
+    assert relative(found.scores[0], plain_loop(model, trace, 15, 3)) < 1e-4
