@@ -64,6 +64,7 @@ bench: $(VENV)/.installed-reference
 	$(PY) benchmarks/ragged.py
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/steering.py
+	$(PY) benchmarks/attribution.py
 	$(PY) benchmarks/throughput.py --size small --new-tokens 64
 
 parity: $(VENV)/.installed-reference

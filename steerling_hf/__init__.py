@@ -36,6 +36,7 @@ from .recipe import SteeringRecipe
 from .registration import register
 from .strength_search import search_strength
 from .tokenization.tokenization_steerling import SteerlingTokenizer
+from .trace_index import Trace, TraceHit, TraceIndex
 from .training import DiffusionCollator
 
 __version__ = "0.1.0"
@@ -60,6 +61,9 @@ __all__ = [
     "SteerlingTokenizer",
     "Suppress",
     "SuppressTokens",
+    "Trace",
+    "TraceHit",
+    "TraceIndex",
     "attribute_concepts",
     "attribute_inputs",
     "checkpoint",

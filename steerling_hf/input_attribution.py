@@ -18,7 +18,7 @@ PROBES = 16
 EVENNESS = 0.3
 POINTS_PER_SEGMENT = 2
 # Beside what autograd keeps of a row: its gradients, the path's points, and what a layer needs for a moment.
-WORKSPACE = 1.6
+WORKSPACE = 2.0
 # Rows of a pass beyond which a larger one is no faster.
 MOST_ROWS = 32
 
@@ -234,7 +234,7 @@ def _rows_within(budget: int, function: _Target, replaying: Replay) -> int:
     """How many rows of the widest pass fit the budget."""
     widest = max(range(len(replaying.positions)), key=replaying.visible)
     embeddings = replaying.embed(replaying.tokens([widest])).float().requires_grad_()
-    needed = int(WORKSPACE * saved_bytes(function, embeddings, torch.tensor([widest])))
+    needed = int(WORKSPACE * saved_bytes(replaying.model, function, embeddings, torch.tensor([widest])))
     if needed > budget:
         raise ValueError(
             f"`memory_budget` is {budget:,} bytes, and a single pass over {replaying.visible(widest)} positions needs about "

@@ -137,14 +137,16 @@ def in_batches(replaying: Replay, rows: int) -> Iterator[list[int]]:
             yield targets[start : start + rows]
 
 
-def saved_bytes(function: Callable, *inputs: torch.Tensor) -> int:
-    """Bytes that autograd keeps of a call of `function`, each storage counted once."""
+def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
+    """Bytes that autograd keeps of a call of `function`, each storage counted once and the model's own weights not at all."""
     storages: dict[int, int] = {}
+    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_sparse:
             storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

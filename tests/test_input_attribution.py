@@ -359,10 +359,14 @@ def test_no_positions(model):
 
 def test_saved_bytes_counts_each_storage_once():
     values = torch.randn(100, requires_grad=True)
-    assert saved_bytes(lambda x: x.exp(), values) == 400
-    assert saved_bytes(lambda x: x.exp().exp(), values) == 800
-    assert saved_bytes(lambda x: (x[:50] * x[50:]).sum(), values) == 400
-    assert saved_bytes(lambda x: x + 1, values) == 0
+    none = torch.nn.Identity()
+    assert saved_bytes(none, lambda x: x.exp(), values) == 400
+    assert saved_bytes(none, lambda x: x.exp().exp(), values) == 800
+    assert saved_bytes(none, lambda x: (x[:50] * x[50:]).sum(), values) == 400
+    assert saved_bytes(none, lambda x: x + 1, values) == 0
+    layer = torch.nn.Linear(100, 7).requires_grad_(False)
+    assert saved_bytes(none, layer, values) == 7 * 400
+    assert saved_bytes(layer, layer, values) == 0
 
 
 def needed_bytes(model, trace, **arguments) -> int:

@@ -1,0 +1,512 @@
+"""
+An index of training documents in a model's own concept space: which documents is a text like, and by which concepts?
+
+What it measures is similarity: a document that is like an answer may or may not have caused it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import torch
+from tqdm import tqdm
+
+from .concept_statistics import check_positive
+from .embeddings import KINDS as EMBEDDINGS
+from .fingerprint import concept_fingerprint
+from .trace_documents import chunks_of, read_documents
+from .trace_store import IndexInfo, TraceStore, expression
+from .trace_vectors import TraceVectors, trace_vectors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .catalog import ConceptCatalog
+    from .modeling.modeling_steerling import SteerlingForDiffusionLM
+
+T = TypeVar("T")
+
+SEARCHES = ("dense", "sparse", "hybrid")
+MEANING = (
+    "Scores are similarities in the model's own concept space. They say which training documents a text is like, not which "
+    "documents caused it."
+)
+# Chunks that are looked up, embedded and written together; a kill costs no more than these.
+WRITTEN_AT_ONCE = 512
+# Milvus returns no more.
+MOST_HITS = 4096
+SHARED_CONCEPTS = 10
+# A hybrid search takes the best of either kind from so many candidates.
+CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """
+    What a build did.
+
+    Args:
+        documents: Documents that were read, those without any text included.
+        chunks: Chunks that they were cut into.
+        added: Chunks that were not in the index before.
+    """
+
+    documents: int
+    chunks: int
+    added: int
+
+
+@dataclass(frozen=True)
+class SharedConcept:
+    """
+    A concept of both texts.
+
+    Args:
+        id: The concept's.
+        name: From the catalog, if one was given and it has one.
+        part: The product of its weights in both texts. The parts of all shared concepts sum to the sparse score.
+    """
+
+    id: int
+    name: str | None
+    part: float
+
+
+@dataclass(frozen=True)
+class TraceHit:
+    """
+    A chunk of a training document, and how like the query it is; this is similarity, not causal influence.
+
+    Args:
+        text, source, metadata: The chunk, and its document's.
+        score: 0..1, by which hits are ranked: the dense score, the sparse score, or the mean of both ("hybrid").
+        dense_score: (1 + cosine of the embeddings) / 2: 1 for the same direction, 0.5 for unrelated ones.
+        sparse_score: Cosine of the concepts' weights, none of which is negative: 1 for the same concepts in the same
+            proportions, 0 for none in common.
+        concepts: The shared concepts with the largest parts of the sparse score, largest first.
+    """
+
+    text: str
+    source: str
+    metadata: dict[str, Any]
+    score: float
+    dense_score: float
+    sparse_score: float
+    concepts: tuple[SharedConcept, ...]
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """
+    Hits of one source.
+
+    Args:
+        source: The source, or the value of the metadata field that hits were grouped by.
+        share: Its part of the sum of all hits' scores.
+        score: Its best hit's score.
+        hits: Number of its hits.
+    """
+
+    source: Any
+    share: float
+    score: float
+    hits: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """
+    Training documents like a text; this is similarity, not causal influence (see `meaning`).
+
+    Args:
+        text: The query; None if vectors were given.
+        kind: "dense", "sparse" or "hybrid".
+        hits: Best first.
+        sources: The distribution over sources, largest share first.
+        meaning: What scores say, and what they do not.
+    """
+
+    text: str | None
+    kind: str
+    hits: tuple[TraceHit, ...]
+    sources: tuple[SourceShare, ...]
+    meaning: str = MEANING
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return asdict(self)
+
+
+class TraceIndex:
+    """
+    Chunks of training documents with their embeddings and concepts, in Milvus.
+
+        with TraceIndex("./index.db") as index:
+            index.build(model, tokenizer, "corpus.jsonl")
+            print(index.trace(model, tokenizer, "You can call 555-0142.", k=5).hits[0])
+
+    What it finds is similarity in the model's own concept space, not causal influence. An index remembers whose vectors it
+    holds and refuses another model's.
+
+    Args:
+        uri: "./index.db", a folder of the embedded engine, which one process at a time can open; or "http://host:19530", a
+            Milvus server.
+        token: The server's token, or "user:password".
+        collection: Name of the collection; a server can have several.
+        timeout: Seconds to wait for a server.
+
+    Raises:
+        ImportError: The extra `trace` is not installed.
+        ConnectionError, PermissionError: A server does not answer, or does not accept the token.
+        ValueError: `uri` is neither, or what lies there is no index, is damaged, or is open in another process.
+    """
+
+    def __init__(
+        self, uri: str, token: str | None = None, collection: str = "steerling_documents", timeout: float = 10
+    ):
+        self.uri = str(uri)
+        self._connection = (self.uri, token, collection, timeout)
+        self._store: TraceStore | None = None
+        self._info: IndexInfo | None = None
+        # What does not exist can still be built.
+        with suppress(FileNotFoundError):
+            self._open(create=False)
+
+    def __enter__(self) -> TraceIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Chunks in the index; 0 before it is built."""
+        return self._loaded().count() if self._find() else 0
+
+    def close(self) -> None:
+        """Disconnect, so that another process can open the files of an embedded engine."""
+        if self._store is not None:
+            self._store.close()
+        self._store = self._info = None
+
+    @property
+    def info(self) -> IndexInfo | None:
+        """Whose vectors the index holds; None before it is built."""
+        return self._find()
+
+    def build(
+        self,
+        model: SteerlingForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Any,
+        text: str = "text",
+        source: str = "source",
+        chunk_tokens: int = 128,
+        embedding: str = "composed",
+        index: str = "FLAT",
+        batch_size: int = 32,
+        shard: tuple[int, int] = (0, 1),
+        progress: bool = True,
+    ) -> BuildReport:
+        """
+        Add documents. A chunk's key is a hash of its source and text, and a chunk that is there already is not embedded again:
+        so a build that was killed goes on where it stopped, and the same documents can be given twice. Documents are
+        streamed. A chunk that stands twice in a source is kept once.
+
+        Args:
+            documents, text, source: What to read; see `read_documents`.
+            chunk_tokens: Most tokens of a chunk; see `chunks_of`.
+            embedding: Which states the dense vectors are, one of `embed`'s kinds; set when the index is first built.
+            index: Kind of the dense vectors' index; set when the index is first built. "FLAT" is exact; "HNSW" is faster in
+                large indexes, but misses more of what stands there many times. On a file only what the embedded engine
+                really builds: "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8".
+            batch_size: Texts that pass through the model at once.
+            shard: (i, n) reads every n-th document from the i-th on, so that n processes can share the work and write to one
+                server. The embedded engine allows one writer.
+            progress: Show a bar.
+
+        Raises:
+            FileNotFoundError: See `read_documents`.
+            ValueError: There is nothing to index; the index is another model's, or of another kind; a number is out of range;
+                a document cannot be read. What was written before such an error stays.
+        """
+        for name, value in (("chunk_tokens", chunk_tokens), ("batch_size", batch_size)):
+            check_positive(name, value)
+        if chunk_tokens > model.config.block_size:
+            raise ValueError(
+                f"`chunk_tokens` is {chunk_tokens}: the model's context holds no more than {model.config.block_size}."
+            )
+        if embedding not in EMBEDDINGS:
+            raise ValueError(f"`embedding` is {embedding!r}: choose from {', '.join(map(repr, EMBEDDINGS))}.")
+        first, count = shard
+        if not 0 <= first < count:
+            raise ValueError(f"`shard` is {shard!r}: give (i, n) with 0 <= i < n.")
+        info = IndexInfo(concept_fingerprint(model), model.config.n_embd, _concepts(model), embedding, index.upper())
+        mine = islice(read_documents(documents, text, source), first, None, count)
+        counts = {"documents": 0, "chunks": 0, "added": 0}
+        rows = _rows(mine, tokenizer, chunk_tokens, counts)
+        batch = list(islice(rows, WRITTEN_AT_ONCE))
+        if not batch:
+            raise ValueError("`documents` has no text in it: give at least one document that is not empty.")
+        store = self._prepare(info)
+        with tqdm(desc="indexing", unit="chunk", disable=not progress) as bar:
+            while batch:
+                counts["added"] += self._add(store, model, tokenizer, batch, info.embedding, batch_size)
+                bar.update(len(batch))
+                batch = list(islice(rows, WRITTEN_AT_ONCE))
+        store.finish()
+        return BuildReport(**counts)
+
+    @overload
+    def trace(
+        self,
+        model: SteerlingForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        k: int = ...,
+        kind: str = ...,
+        where: str | Mapping[str, Any] | None = ...,
+        by: str = ...,
+        catalog: ConceptCatalog | None = ...,
+    ) -> Trace: ...
+
+    @overload
+    def trace(
+        self,
+        model: SteerlingForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        text: Any,
+        k: int = ...,
+        kind: str = ...,
+        where: str | Mapping[str, Any] | None = ...,
+        by: str = ...,
+        catalog: ConceptCatalog | None = ...,
+    ) -> Any: ...
+
+    def trace(
+        self,
+        model: SteerlingForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        text: Any,
+        k: int = 10,
+        kind: str = "dense",
+        where: str | Mapping[str, Any] | None = None,
+        by: str = "source",
+        catalog: ConceptCatalog | None = None,
+    ) -> Trace | list[Trace]:
+        """
+        Training documents that texts are like; this is similarity, not causal influence.
+
+        Args:
+            text: A text, a chunk of an `Explanation`, or a list of these; or `TraceVectors`.
+            k: Hits, at most.
+            kind: What is compared: "dense", the embeddings; "sparse", the concepts; "hybrid", the mean of both scores, for
+                the best candidates of either.
+            where: Only these documents: values by field, such as {"source": "a.jsonl", "topic": ["bees", "trees"]}, or an
+                expression of Milvus.
+            by: What the distribution over sources groups hits by: "source", or a field of the metadata.
+            catalog: Where names of concepts come from.
+
+        Returns:
+            A `Trace`, or for a list or vectors a list of them.
+
+        Raises:
+            FileNotFoundError: The index was not built.
+            ValueError: It is another model's; a text is empty or longer than the model's context; the filter cannot be read;
+                an argument is out of range.
+        """
+        check_positive("k", k)
+        if k > MOST_HITS:
+            raise ValueError(f"`k` is {k}: an index returns no more than {MOST_HITS} hits.")
+        if kind not in SEARCHES:
+            raise ValueError(f"`kind` is {kind!r}: choose from {', '.join(map(repr, SEARCHES))}.")
+        wanted = expression(where)
+        store, info = self._loaded(), self._find()
+        assert info is not None
+        self._check_model(info, concept_fingerprint(model), model.config.n_embd)
+        single = isinstance(text, str) or not isinstance(text, Sequence | TraceVectors)
+        texts: list[Any] = []
+        if isinstance(text, TraceVectors):
+            vectors, texts = text, [None] * len(text)
+        else:
+            texts = [getattr(one, "text", one) for one in ([text] if single else text)]
+            vectors = trace_vectors(model, tokenizer, texts, info.embedding)
+        if vectors.dense.shape[-1] != info.dimension or vectors.concepts.size != info.concepts:
+            raise ValueError(
+                f"`text` has vectors of {vectors.dense.shape[-1]} dimensions over {vectors.concepts.size} concepts, the index "
+                f"holds {info.dimension} over {info.concepts}: make them with the model that built it."
+            )
+        if not texts:
+            return []
+        found = self._candidates(store, info, vectors, k, kind, wanted)
+        queries = zip(texts, vectors.dense, vectors.sparse(), found)
+        traces = [
+            _trace(query, kind, [_hit(row, dense, sparse, kind, catalog) for row in rows], k, by)
+            for query, dense, sparse, rows in queries
+        ]
+        return traces[0] if single else traces
+
+    def rows(self, batch_size: int = 1000) -> Iterator[list[dict[str, Any]]]:
+        """
+        All chunks, `batch_size` at a time: dictionaries with id, text, source, metadata, dense (D numbers) and sparse (weights
+        by concept).
+
+        Raises:
+            FileNotFoundError: The index was not built.
+        """
+        return self._loaded().rows(batch_size)
+
+    def _candidates(
+        self, store: TraceStore, info: IndexInfo, vectors: TraceVectors, k: int, kind: str, where: str
+    ) -> list[list[dict[str, Any]]]:
+        """For each query the rows that may be hits, none twice."""
+        limit = min(CANDIDATES * k, MOST_HITS) if kind == "hybrid" else k
+        found: list[dict[str, dict[str, Any]]] = [{} for _ in range(len(vectors))]
+        data = {"dense": vectors.dense.tolist(), "sparse": vectors.sparse()}
+        for name in data if kind == "hybrid" else (kind,):
+            for rows, more in zip(found, store.search(data[name], name, limit, where, info.index)):
+                rows.update({row["id"]: row for row in more})
+        return [list(rows.values()) for rows in found]
+
+    def _add(
+        self,
+        store: TraceStore,
+        model: SteerlingForDiffusionLM,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: list[dict[str, Any]],
+        embedding: str,
+        batch_size: int,
+    ) -> int:
+        """Embed and write the chunks that are not there yet; their number."""
+        rows = {row["id"]: row for row in batch}
+        present = store.present(list(rows))
+        new = [row for key, row in rows.items() if key not in present]
+        if not new:
+            return 0
+        # Training text repeats itself, and a text's vectors do not depend on the others.
+        texts = list(dict.fromkeys(row["text"] for row in new))
+        place = {text: i for i, text in enumerate(texts)}
+        # A text may have a token more than it had inside its document.
+        limit = model.config.block_size
+        vectors = trace_vectors(model, tokenizer, texts, embedding, batch_size, max_length=limit)
+        dense, sparse = vectors.dense.tolist(), vectors.sparse()
+        store.write([{**row, "dense": dense[place[row["text"]]], "sparse": sparse[place[row["text"]]]} for row in new])
+        return len(new)
+
+    def _prepare(self, info: IndexInfo) -> TraceStore:
+        """The store, with a collection for these vectors."""
+        store = self._open(create=True)
+        store.check_index(info.index)
+        if self._find() is None:
+            try:
+                store.create(info)
+            except ValueError:
+                # Another process may have made it in the meantime.
+                if self._find() is None:
+                    raise
+        self._loaded()
+        known = self._find()
+        assert known is not None
+        self._check_model(known, info.fingerprint, info.dimension)
+        for name in ("embedding", "index"):
+            if getattr(known, name) != getattr(info, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(info, name)!r}, but the index at {self.uri!r} was built with "
+                    f"{getattr(known, name)!r}: give that, or build another index."
+                )
+        return store
+
+    def _check_model(self, known: IndexInfo, fingerprint: str, dimension: int) -> None:
+        if (known.fingerprint, known.dimension) != (fingerprint, dimension):
+            raise ValueError(
+                f"The index at {self.uri!r} holds vectors of {known.dimension} dimensions from a model with the fingerprint "
+                f"{known.fingerprint[:12]}; `model` has {dimension} and {fingerprint[:12]}: build an index with this model."
+            )
+
+    def _open(self, create: bool) -> TraceStore:
+        if self._store is None:
+            self._store = TraceStore(*self._connection, create=create)
+        return self._store
+
+    def _find(self) -> IndexInfo | None:
+        if self._info is None and self._store is not None:
+            self._info = self._store.info()
+            if self._info is not None:
+                self._store.load(self._info)
+        return self._info
+
+    def _loaded(self) -> TraceStore:
+        """
+        The store of an index that was built.
+
+        Raises:
+            FileNotFoundError: It was not.
+        """
+        store = self._open(create=False)
+        if self._find() is None:
+            raise FileNotFoundError(f"There is no index at {self.uri!r}: build one first.")
+        return store
+
+
+def _concepts(model: SteerlingForDiffusionLM) -> int:
+    return sum(head.n_concepts for head in (model.known_head, model.unknown_head) if head is not None)
+
+
+def _rows(
+    documents: Iterable[Any], tokenizer: PreTrainedTokenizerBase, chunk_tokens: int, counts: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Chunks as rows without vectors; counts what passes."""
+    for document in documents:
+        counts["documents"] += 1
+        for chunk in chunks_of(document.text, tokenizer, chunk_tokens):
+            counts["chunks"] += 1
+            # 128 bits: among 11 billion keys none is expected to be there twice.
+            key = hashlib.sha256(f"{len(document.source)}:{document.source}{chunk}".encode()).hexdigest()[:32]
+            metadata = dict(document.metadata)
+            yield {"id": key, "text": chunk, "source": document.source, "metadata": metadata}
+
+
+def _hit(
+    row: dict[str, Any], dense: torch.Tensor, sparse: dict[int, float], kind: str, catalog: ConceptCatalog | None
+) -> TraceHit:
+    # From the vectors themselves, so that scores do not depend on how an index rounds.
+    cosine = float(torch.nn.functional.cosine_similarity(dense, torch.tensor(row["dense"]), dim=0))
+    scores = {"dense": _unit((1 + cosine) / 2)}
+    parts = {int(i): weight * sparse[int(i)] for i, weight in row["sparse"].items() if int(i) in sparse}
+    scores["sparse"] = _unit(sum(parts.values()))
+    scores["hybrid"] = (scores["dense"] + scores["sparse"]) / 2
+    best = sorted(parts, key=lambda i: (-parts[i], i))[:SHARED_CONCEPTS]
+    return TraceHit(
+        text=row["text"],
+        source=row["source"],
+        metadata=dict(row["metadata"] or {}),
+        score=scores[kind],
+        dense_score=scores["dense"],
+        sparse_score=scores["sparse"],
+        concepts=tuple(SharedConcept(i, (catalog[i].name or None) if catalog else None, parts[i]) for i in best),
+    )
+
+
+def _trace(text: str | None, kind: str, hits: list[TraceHit], k: int, by: str) -> Trace:
+    # Equal scores keep one order, whatever the engine's.
+    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.text))[:k]
+    groups: dict[Any, list[float]] = {}
+    for hit in ranked:
+        value = hit.source if by == "source" else hit.metadata.get(by)
+        groups.setdefault(value if isinstance(value, str | int | float | bool | None) else str(value), []).append(
+            hit.score
+        )
+    total = sum(hit.score for hit in ranked) or 1.0
+    shares = [SourceShare(name, sum(scores) / total, max(scores), len(scores)) for name, scores in groups.items()]
+    return Trace(text, kind, tuple(ranked), tuple(sorted(shares, key=lambda one: -one.share)))
+
+
+def _unit(score: float) -> float:
+    return min(1.0, max(0.0, score))
+
+
+__all__ = ["MEANING", "BuildReport", "SharedConcept", "SourceShare", "Trace", "TraceHit", "TraceIndex"]

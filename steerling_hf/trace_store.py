@@ -1,0 +1,299 @@
+"""Where an index lies: a Milvus collection, on a server or embedded in this process with a folder of files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# The embedded engine accepts any other name, reports the index as finished and does not build it.
+EMBEDDED_KINDS = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
+HNSW = {"M": 32, "efConstruction": 200}
+# How much of an index is looked at, at least: neighbours of HNSW, lists of IVF.
+EF = 256
+NPROBE = 32
+PROPERTY = "steerling.index"
+# pymilvus asks every 10 seconds whether the server is there, and servers hang up on who asks so often.
+PATIENCE = {"grpc.keepalive_time_ms": 600_000}
+FIELDS = ["text", "source", "metadata", "dense", "sparse"]
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """
+    Whose vectors an index holds.
+
+    Args:
+        fingerprint: Of the model's concepts; see `concept_fingerprint`.
+        dimension: D of the dense vectors.
+        concepts: Concepts of the model.
+        embedding: Which states the dense vectors are, one of `embed`'s kinds.
+        index: Kind of the dense vectors' index.
+    """
+
+    fingerprint: str
+    dimension: int
+    concepts: int
+    embedding: str
+    index: str
+
+
+class TraceStore:
+    """
+    A collection of chunks.
+
+    Args:
+        uri: "http://host:19530" or https, a server; or a path that ends in ".db", which the embedded engine makes a folder.
+        token: The server's token, or "user:password".
+        collection: Name of the collection.
+        timeout: Seconds to wait for a server.
+        create: Make the folder of an embedded engine if there is none.
+
+    Raises:
+        ImportError: The extra `trace` is not installed.
+        FileNotFoundError: There is no such folder, or none to create it in.
+        ConnectionError: The server does not answer.
+        PermissionError: The server does not accept the token.
+        ValueError: `uri` is neither, or what lies there is no index or is damaged.
+    """
+
+    def __init__(self, uri: str, token: str | None, collection: str, timeout: float, create: bool):
+        try:
+            from pymilvus import MilvusClient, MilvusException
+        except ImportError as error:
+            raise ImportError("An index of documents needs Milvus: pip install 'steerling-hf[trace]'") from error
+        self.uri = uri
+        self.collection = collection
+        self.path = None if "://" in uri else Path(uri)
+        self._error = MilvusException
+        if self.path is not None:
+            _check_path(self.path, create)
+        try:
+            with _quiet():
+                self._client = MilvusClient(uri, token=token or "", timeout=timeout, grpc_options=PATIENCE)
+                version = self._client.get_server_version()
+        except MilvusException as error:
+            raise self._refusal(error) from error
+        self.embedded_engine = "lite" in version.lower()
+
+    def close(self) -> None:
+        """Disconnect; an embedded engine writes what it has to disk, and other processes may open it."""
+        self._client.close()
+        if self.path is not None:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(str(self.path))
+
+    def info(self) -> IndexInfo | None:
+        """Whose vectors these are; None if there is no collection yet."""
+        with self._asking("read the index"):
+            if not self._client.has_collection(self.collection):
+                return None
+            properties = self._client.describe_collection(self.collection).get("properties", {})
+        if PROPERTY not in properties:
+            raise ValueError(
+                f"`collection` is {self.collection!r}, which at {self.uri!r} is not an index of documents: choose another "
+                f"name."
+            )
+        return IndexInfo(**json.loads(properties[PROPERTY]))
+
+    def create(self, info: IndexInfo) -> None:
+        """
+        Make the collection.
+
+        Raises:
+            ValueError: There is no such kind of index, or the embedded engine does not build it.
+        """
+        from pymilvus import DataType, MilvusClient
+
+        self.check_index(info.index)
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=32)
+        schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+        schema.add_field("source", DataType.VARCHAR, max_length=4096)
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("dense", DataType.FLOAT_VECTOR, dim=info.dimension)
+        schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+        with self._asking(f"make an index of kind {info.index!r}"):
+            self._client.create_collection(
+                self.collection,
+                schema=schema,
+                consistency_level="Strong",
+                properties={PROPERTY: json.dumps(asdict(info))},
+            )
+
+    def check_index(self, kind: str) -> None:
+        """
+        Refuse what would not be built.
+
+        Raises:
+            ValueError: The embedded engine does not build this kind.
+        """
+        if self.embedded_engine and kind not in EMBEDDED_KINDS:
+            raise ValueError(
+                f"`index` is {kind!r}: the embedded engine at {self.uri!r} builds {', '.join(EMBEDDED_KINDS)}; other kinds "
+                f"need a Milvus cluster."
+            )
+
+    def load(self, info: IndexInfo) -> None:
+        """Make what indexes are missing, after a kill too, and make the collection ready for searches."""
+        with self._asking("load the index"):
+            present = self._client.list_indexes(self.collection)
+            params = self._client.prepare_index_params()
+            if "dense" not in present:
+                build = HNSW if info.index.startswith("HNSW") else {}
+                params.add_index(
+                    "dense", index_type=info.index, index_name="dense", metric_type="COSINE", params=build
+                )
+            if "sparse" not in present:
+                kind = "SPARSE_INVERTED_INDEX"
+                params.add_index("sparse", index_type=kind, index_name="sparse", metric_type="IP")
+            if len(params):
+                self._client.create_index(self.collection, params)
+            self._client.load_collection(self.collection)
+
+    def present(self, ids: Sequence[str]) -> set[str]:
+        """Which of these keys there are."""
+        with self._asking("look chunks up"):
+            return {row["id"] for row in self._client.get(self.collection, ids=list(ids), output_fields=["id"])}
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write rows; a row whose key there is already is replaced. Once this returns, a kill cannot lose them."""
+        with self._asking("write chunks"):
+            self._client.upsert(self.collection, rows)
+
+    def finish(self) -> None:
+        """Bring everything written to disk and build all of the indexes."""
+        with self._asking("build the index"):
+            self._client.flush(self.collection)
+            if self.embedded_engine:
+                # It builds indexes in the background, and at once when a collection is loaded.
+                self._client.release_collection(self.collection)
+                self._client.load_collection(self.collection)
+
+    def count(self) -> int:
+        """Chunks in the collection."""
+        with self._asking("count chunks"):
+            return self._client.query(self.collection, output_fields=["count(*)"])[0]["count(*)"]
+
+    def search(self, vectors: list[Any], kind: str, limit: int, where: str, index: str) -> list[list[dict[str, Any]]]:
+        """For each vector the rows (see `FIELDS`) of the highest similarity, at most `limit`, best first."""
+        metric, params = "IP", {}
+        if kind == "dense":
+            metric = "COSINE"
+            if index.startswith("HNSW"):
+                params = {"ef": max(EF, 2 * limit)}
+            elif index.startswith("IVF"):
+                params = {"nprobe": NPROBE}
+        doing = f"search with `where` {where!r}" if where else "search"
+        with self._asking(doing):
+            found = self._client.search(
+                self.collection,
+                data=vectors,
+                anns_field=kind,
+                limit=limit,
+                filter=where,
+                output_fields=FIELDS,
+                search_params={"metric_type": metric, "params": params},
+            )
+            return [[{"id": hit["id"], **hit["entity"]} for hit in hits] for hits in found]
+
+    def rows(self, batch_size: int) -> Iterator[list[dict[str, Any]]]:
+        """All rows, some at a time."""
+        with self._asking("read chunks"):
+            pages = self._client.query_iterator(self.collection, batch_size=batch_size, output_fields=["id", *FIELDS])
+        while True:
+            with self._asking("read chunks"):
+                page = pages.next()
+            if not page:
+                pages.close()
+                return
+            yield list(page)
+
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except self._error as error:
+            raise ValueError(f"{self.uri!r} cannot {doing}: {_words(error)}") from error
+
+    def _refusal(self, error: Exception) -> Exception:
+        if self.path is not None:
+            return ValueError(
+                f"`uri` is {self.uri!r}, which cannot be opened ({_words(error)}): another process has it open, or it is "
+                f"damaged. Close the other one, or build the index anew."
+            )
+        words = _words(error)
+        if "auth" in words.lower() or "token" in words.lower():
+            return PermissionError(f"`token` is not accepted by {self.uri!r}: {words}")
+        if "illegal, needs start" in words:
+            return ValueError(
+                f"`uri` is {self.uri!r}: give http://host:port, https://host:port or a path ending in .db"
+            )
+        return ConnectionError(
+            f"`uri` is {self.uri!r}, where no Milvus server answers: start one, or check the address."
+        )
+
+
+def expression(where: str | Mapping[str, Any] | None) -> str:
+    """
+    A filter as the engine reads it.
+
+    Args:
+        where: Values by field, of which all must be equal, or, if a list is given, in that list: "source", "text", or any
+            field of the metadata. Or an expression in Milvus' own language (`metadata["year"] > 2020`).
+
+    Raises:
+        ValueError: A value is not a string, a number, a truth value or a list of these.
+    """
+    if where is None or isinstance(where, str):
+        return where or ""
+    parts = []
+    for name, value in where.items():
+        several = isinstance(value, list | tuple | set)
+        values = list(value) if several else [value]
+        if not values or not all(isinstance(one, str | bool | int | float) for one in values):
+            raise ValueError(f"`where` has {value!r} for {name!r}: give a string, a number, or a list of these.")
+        place = name if name in ("source", "text") else f"metadata[{json.dumps(name, ensure_ascii=False)}]"
+        wanted = json.dumps(values if several else value, ensure_ascii=False)
+        parts.append(f"{place} {'in' if several else '=='} {wanted}")
+    return " and ".join(parts)
+
+
+def _check_path(path: Path, create: bool) -> None:
+    if path.suffix != ".db":
+        raise ValueError(f"`uri` is {str(path)!r}: give http://host:port, https://host:port or a path ending in .db")
+    if path.is_dir():
+        if any(path.iterdir()) and not (path / "collections").is_dir():
+            raise ValueError(f"`uri` is {str(path)!r}, a folder that holds no index: choose another path.")
+    elif path.exists():
+        raise ValueError(f"`uri` is {str(path)!r}, a file that is no index: choose another path.")
+    elif not create:
+        raise FileNotFoundError(f"`uri` is {str(path)!r}, where there is no index: build one first.")
+    elif not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"`uri` is {str(path)!r}: there is no folder {str(path.absolute().parent)!r}; make it."
+        )
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "message", None) or error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors are raised: the engine need not print them too."""
+    loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite", "grpc")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

@@ -1,0 +1,80 @@
+"""What an index keeps of a text: its embedding and its concepts, from one pass through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .concept_statistics import HEAD_POSITIONS, heads_of
+from .embeddings import ConceptVectors, _mean_weights, _part, _read, _reading, _tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .modeling.modeling_steerling import SteerlingForDiffusionLM
+
+TOP_CONCEPTS = {"known": 32, "unknown": 128}
+
+
+@dataclass(frozen=True)
+class TraceVectors:
+    """
+    N texts as an index compares them.
+
+    Args:
+        dense: (N, D) float32 of length 1.
+        concepts: The texts' strongest concepts, of length 1.
+    """
+
+    dense: torch.Tensor
+    concepts: ConceptVectors
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def sparse(self) -> list[dict[int, float]]:
+        """Concepts of each text with their weights."""
+        pairs = zip(self.concepts.ids.tolist(), self.concepts.weights.tolist())
+        return [{i: weight for i, weight in zip(ids, weights) if i >= 0} for ids, weights in pairs]
+
+
+def trace_vectors(
+    model: SteerlingForDiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    embedding: str = "composed",
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> TraceVectors:
+    """
+    The same as `embed(model, tokenizer, texts, embedding, normalize=True)` and `concept_vectors(model, tokenizer, texts)`, but
+    the texts pass through the model once.
+
+    Raises:
+        ValueError: The model has no concept heads; see also `embed`.
+    """
+    heads = heads_of(model)
+    kept = [(head, first, min(TOP_CONCEPTS[name], head.n_concepts)) for name, (head, first) in heads.items()]
+    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    dense = torch.zeros(len(rows), model.config.n_embd)
+    width = sum(top for _, _, top in kept)
+    ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
+    with _reading(model):
+        for numbers, states in _read(model, rows, batch_size, progress=False):
+            lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
+            parts = torch.cat([_part(model, piece, embedding) for piece in states.split(HEAD_POSITIONS)])
+            means = [part.float().mean(dim=0) for part in parts.split(lengths.tolist())]
+            dense[numbers] = torch.stack(means).cpu()
+            best = [_mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
+            ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
+            weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
+    ids[weights == 0] = -1
+    size = sum(head.n_concepts for head, _ in heads.values())
+    normalize = torch.nn.functional.normalize
+    return TraceVectors(normalize(dense, dim=-1), ConceptVectors(ids, normalize(weights, dim=-1), size))
+
+
+__all__ = ["TraceVectors", "trace_vectors"]
