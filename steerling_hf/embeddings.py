@@ -146,11 +146,11 @@ def embed(
         raise ValueError(
             f"`kind` is {kind!r}, but `model` has no concept heads (interpretable=False): choose 'hidden' or 'composed'."
         )
-    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
     found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    with _reading(model):
-        for numbers, states in _read(model, rows, batch_size, progress):
-            parts = torch.cat([_part(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
+    with reading(model):
+        for numbers, states in read_texts(model, rows, batch_size, progress):
+            parts = torch.cat([part_of(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
             for i, part in zip(numbers, parts.split([len(rows[i]) for i in numbers])):
                 found[i] = POOLING[pooling](part.float()).cpu()
     if normalize:
@@ -195,14 +195,14 @@ def concept_vectors(
             f"`top_known` is {top_known} and `top_unknown` is {top_unknown}: keep 1 concept or more, of a head that `model` "
             f"has ({', '.join(heads)})."
         )
-    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
     kept = [(head, first, min(tops[name], head.n_concepts)) for name, (head, first) in heads.items() if tops[name]]
     width = sum(top for _, _, top in kept)
     ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
-    with _reading(model):
-        for numbers, states in _read(model, rows, batch_size, progress):
+    with reading(model):
+        for numbers, states in read_texts(model, rows, batch_size, progress):
             lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
-            best = [_mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
+            best = [mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
             ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
             weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
     ids[weights == 0] = -1
@@ -210,7 +210,7 @@ def concept_vectors(
     return ConceptVectors(ids, torch.nn.functional.normalize(weights, dim=-1), size)
 
 
-def _tokens(
+def encode_texts(
     model: SteerlingForDiffusionLM,
     tokenizer: PreTrainedTokenizerBase,
     texts: str | Sequence[str],
@@ -241,7 +241,7 @@ def _tokens(
     return [row[:max_length] for row in rows]
 
 
-def _read(
+def read_texts(
     model: SteerlingForDiffusionLM, rows: Sequence[Sequence[int]], batch_size: int, progress: bool
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Numbers of the texts of a batch and the last hidden states (N, D) of all their tokens, one text after another."""
@@ -262,7 +262,7 @@ def _read(
 
 
 @contextmanager
-def _reading(model: torch.nn.Module) -> Iterator[None]:
+def reading(model: torch.nn.Module) -> Iterator[None]:
     """No gradients, and every module in evaluation mode, for as long as this context lasts."""
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -276,7 +276,7 @@ def _reading(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _part(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> torch.Tensor:
+def part_of(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> torch.Tensor:
     """The part of last hidden states (N, D) that a kind names."""
     if kind == "hidden":
         return states
@@ -289,7 +289,7 @@ def _part(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> to
     return known if kind == "known" else model.residual(states, known)
 
 
-def _mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(B, concepts) mean weights, float32, with which concepts enter the features of texts of (B,) lengths."""
     texts = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
     sums = torch.zeros(len(lengths), head.n_concepts, device=states.device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .concept_statistics import HEAD_POSITIONS, heads_of
-from .embeddings import ConceptVectors, _mean_weights, _part, _read, _reading, _tokens
+from .embeddings import ConceptVectors, encode_texts, mean_weights, part_of, read_texts, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,17 +58,17 @@ def trace_vectors(
     """
     heads = heads_of(model)
     kept = [(head, first, min(TOP_CONCEPTS[name], head.n_concepts)) for name, (head, first) in heads.items()]
-    rows = _tokens(model, tokenizer, texts, batch_size, max_length)
+    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
     dense = torch.zeros(len(rows), model.config.n_embd)
     width = sum(top for _, _, top in kept)
     ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
-    with _reading(model):
-        for numbers, states in _read(model, rows, batch_size, progress=False):
+    with reading(model):
+        for numbers, states in read_texts(model, rows, batch_size, progress=False):
             lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
-            parts = torch.cat([_part(model, piece, embedding) for piece in states.split(HEAD_POSITIONS)])
+            parts = torch.cat([part_of(model, piece, embedding) for piece in states.split(HEAD_POSITIONS)])
             means = [part.float().mean(dim=0) for part in parts.split(lengths.tolist())]
             dense[numbers] = torch.stack(means).cpu()
-            best = [_mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
+            best = [mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
             ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
             weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
     ids[weights == 0] = -1

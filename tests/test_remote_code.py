@@ -6,6 +6,7 @@ import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 EXPORTED_CODE = {
+    "attribution_steerling.py",
     "cache_steerling.py",
     "canvas_steerling.py",
     "concepts_steerling.py",
@@ -21,6 +22,7 @@ EXPORTED_CODE = {
     "steered_steerling.py",
     "steering_steerling.py",
     "tokenization_steerling.py",
+    "trace_steerling.py",
     "unmasking_steerling.py",
     "windows_steerling.py",
 }
