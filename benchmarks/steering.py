@@ -7,7 +7,9 @@ The model is that of generation.py: 8 layers, width 512, full heads, full vocabu
 take turns, since a machine's speed drifts, and the median ratio of neighbours counts.
 
 injection     Inject, from half the depth on
-activations   SetConcepts of a known and a discovered concept, so that both heads run
+known         SetConcepts of a known concept, so that the known head runs
+discovered    the same of a discovered one
+activations   of one of each, so that both heads run
 suppression   Suppress: an injection and lower logits
 """
 
@@ -24,6 +26,8 @@ from steerling_hf import Inject, SetConcepts, Suppress
 
 OPERATIONS = {
     "injection": Inject(5, 8.0),
+    "known": SetConcepts(5, 0.5),
+    "discovered": SetConcepts(40_000, 0.5),
     "activations": SetConcepts((5, 40_000), 0.5),
     "suppression": Suppress(5),
 }

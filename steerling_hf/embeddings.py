@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
@@ -196,18 +196,44 @@ def concept_vectors(
             f"has ({', '.join(heads)})."
         )
     rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
-    kept = [(head, first, min(tops[name], head.n_concepts)) for name, (head, first) in heads.items() if tops[name]]
-    width = sum(top for _, _, top in kept)
-    ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
+    strongest = StrongestConcepts(model, tops, len(rows))
     with reading(model):
         for numbers, states in read_texts(model, rows, batch_size, progress):
-            lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
-            best = [mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
-            ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
-            weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
-    ids[weights == 0] = -1
-    size = sum(head.n_concepts for head, _ in heads.values())
-    return ConceptVectors(ids, torch.nn.functional.normalize(weights, dim=-1), size)
+            strongest.note(numbers, states, [len(rows[i]) for i in numbers])
+    return strongest.vectors()
+
+
+class StrongestConcepts:
+    """
+    Collects the strongest concepts of texts as they are read.
+
+    Args:
+        model: Reads them.
+        tops: Concepts of either head that stay, at most.
+        texts: Their number.
+    """
+
+    def __init__(self, model: SteerlingForDiffusionLM, tops: Mapping[str, int], texts: int):
+        heads = heads_of(model)
+        self.kept = [
+            (head, first, min(tops[name], head.n_concepts)) for name, (head, first) in heads.items() if tops[name]
+        ]
+        self.size = sum(head.n_concepts for head, _ in heads.values())
+        width = sum(top for _, _, top in self.kept)
+        self.ids, self.weights = torch.full((texts, width), -1), torch.zeros(texts, width)
+
+    def note(self, numbers: Sequence[int], states: torch.Tensor, lengths: Sequence[int]) -> None:
+        """Hidden states (N, D) of texts of these numbers and lengths, one text after another."""
+        counts = torch.tensor(lengths, device=states.device)
+        best = [mean_weights(head, states, counts).topk(top) for head, _, top in self.kept]
+        shifted = [found.indices.cpu() + first for found, (_, first, _) in zip(best, self.kept)]
+        self.ids[numbers] = torch.cat(shifted, dim=-1)
+        self.weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
+
+    def vectors(self) -> ConceptVectors:
+        """What was collected, of length 1."""
+        ids = self.ids.masked_fill(self.weights == 0, -1)
+        return ConceptVectors(ids, torch.nn.functional.normalize(self.weights, dim=-1), self.size)
 
 
 def encode_texts(

@@ -339,9 +339,7 @@ def explain_output(
         raise ValueError(f"`row` is {row}, but `output` has the rows 0 to {len(output.traces) - 1}.")
     trace: SteerlingTrace = output.traces[row]
     folder = model.config.name_or_path.rstrip("/")
-    # Prompts are padded on the left, so that their ends meet.
-    longest = max(other.length - other.prompt_length for other in output.traces)
-    offset = output.sequences.shape[1] - longest - trace.prompt_length
+    offset = first_column(output, row)
     tokens = trace.tokens[: trace.length].tolist()
     texts = token_texts(tokenizer, tokens)
     spans = split(tokens, texts, model.config, by, trace.prompt_length)
@@ -365,6 +363,12 @@ def explain_output(
         steering=[operation.to_dict() for operation in (*trace.attached, *trace.steering)],
         trace=trace,
     )
+
+
+def first_column(output: Any, row: int) -> int:
+    """Column of a row's first token in the tensors of an output; prompts are padded on the left, so that their ends meet."""
+    longest = max(trace.length - trace.prompt_length for trace in output.traces)
+    return output.sequences.shape[1] - longest - output.traces[row].prompt_length
 
 
 def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:

@@ -1,12 +1,11 @@
 """Forward passes as they were when tokens were decided, over embeddings that may be others."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from .modeling.canvas_steerling import Canvas
 from .modeling.steering_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 
@@ -65,9 +64,10 @@ class Replay:
             masked = torch.stack([masked, masked | given], dim=1).flatten(0, 1)
         places = torch.arange(width).expand(len(masked), -1)
         steering = self.model._steering
-        with _announced(steering, canvases, lanes, places, masked, embeddings.device):
+        device = embeddings.device
+        with steering.window(canvases, lanes, places, masked, device) if steering is not None else nullcontext():
             hidden_states = self.model.transformer(
-                inputs_embeds=embeddings, position_ids=places.to(embeddings.device), use_cache=False
+                inputs_embeds=embeddings, position_ids=places.to(device), use_cache=False
             ).last_hidden_state
         if steering is not None:
             steering.choose(canvases, lanes, positions[:, None].unbind())
@@ -153,14 +153,3 @@ def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
         kept = function(*inputs)
     del kept
     return sum(storages.values())
-
-
-def _announced(steering, canvases: Sequence[Canvas], lanes: int, places, masked, device):
-    if steering is None:
-        return _nothing()
-    return steering.window(canvases, lanes, places, masked, device)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

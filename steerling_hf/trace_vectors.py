@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .concept_statistics import HEAD_POSITIONS, heads_of
-from .embeddings import ConceptVectors, encode_texts, mean_weights, part_of, read_texts, reading
+from .concept_statistics import HEAD_POSITIONS
+from .embeddings import ConceptVectors, StrongestConcepts, encode_texts, part_of, read_texts, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,25 +56,17 @@ def trace_vectors(
     Raises:
         ValueError: The model has no concept heads; see also `embed`.
     """
-    heads = heads_of(model)
-    kept = [(head, first, min(TOP_CONCEPTS[name], head.n_concepts)) for name, (head, first) in heads.items()]
     rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
     dense = torch.zeros(len(rows), model.config.n_embd)
-    width = sum(top for _, _, top in kept)
-    ids, weights = torch.full((len(rows), width), -1), torch.zeros(len(rows), width)
+    strongest = StrongestConcepts(model, TOP_CONCEPTS, len(rows))
     with reading(model):
         for numbers, states in read_texts(model, rows, batch_size, progress=False):
-            lengths = torch.tensor([len(rows[i]) for i in numbers], device=states.device)
+            lengths = [len(rows[i]) for i in numbers]
             parts = torch.cat([part_of(model, piece, embedding) for piece in states.split(HEAD_POSITIONS)])
-            means = [part.float().mean(dim=0) for part in parts.split(lengths.tolist())]
+            means = [part.float().mean(dim=0) for part in parts.split(lengths)]
             dense[numbers] = torch.stack(means).cpu()
-            best = [mean_weights(head, states, lengths).topk(top) for head, _, top in kept]
-            ids[numbers] = torch.cat([found.indices.cpu() + first for found, (_, first, _) in zip(best, kept)], dim=-1)
-            weights[numbers] = torch.cat([found.values.cpu() for found in best], dim=-1)
-    ids[weights == 0] = -1
-    size = sum(head.n_concepts for head, _ in heads.values())
-    normalize = torch.nn.functional.normalize
-    return TraceVectors(normalize(dense, dim=-1), ConceptVectors(ids, normalize(weights, dim=-1), size))
+            strongest.note(numbers, states, lengths)
+    return TraceVectors(torch.nn.functional.normalize(dense, dim=-1), strongest.vectors())
 
 
 __all__ = ["TraceVectors", "trace_vectors"]

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from steerling_hf.belief import Belief, measure_belief
 from steerling_hf.chunks import aggregate, split
-from steerling_hf.explanation import token_texts
+from steerling_hf.explanation import first_column, token_texts
 from steerling_hf.input_attribution import attribute_inputs
 
 SEED = 70_000
@@ -74,7 +74,7 @@ def top_concepts(model, tokenizer, count: int) -> list[bool]:
                 trace = output.traces[row]
                 tokens = trace.tokens[: trace.length].tolist()
                 texts = token_texts(tokenizer, tokens)
-                offset = _offset(output, row)
+                offset = first_column(output, row)
                 for start, stop in split(tokens, texts, model.config, "chunk", trace.prompt_length):
                     parsed = parse_chunk("".join(texts[start:stop]))
                     if not parsed.valid:
@@ -166,13 +166,6 @@ def beliefs(model, tokenizer, count: int) -> tuple[dict[str, float], dict[str, f
                 measured.append(measure_belief(model, trace, found))
     means = {name: statistics.mean(asdict(belief)[name] for belief in measured) for name in asdict(measured[0])}
     return means, {name: statistics.median(values) for name, values in errors.items()}
-
-
-def _offset(output, row: int) -> int:
-    """Column of the first token of a row whose prompt was padded on the left."""
-    trace = output.traces[row]
-    longest = max(other.length - other.prompt_length for other in output.traces)
-    return output.sequences.shape[1] - longest - trace.prompt_length
 
 
 def evaluate(model, tokenizer, chunks: int, contacts: int, traces: int) -> dict[str, float]:
