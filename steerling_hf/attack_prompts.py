@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import read_json_lines
+
 HARM = {
     **dict.fromkeys(("true", "1", "yes", "harmful"), True),
     **dict.fromkeys(("false", "0", "no", "unharmful", "benign"), False),
@@ -149,18 +151,11 @@ def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place} is not JSON ({error}): correct it or leave it out.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place} is a {type(row).__name__}: give an object with named fields.")
-            yield place, row
+    for number, row in read_json_lines(path):
+        place = f"{path}, line {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{place} is a {type(row).__name__}: give an object with named fields.")
+        yield place, row
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

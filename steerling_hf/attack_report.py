@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .attack_prompts import AttackPrompt
+from .files import check_file, write_whole
 from .intervals import paired_test, wilson_interval
 from .judges import Judge, Verdict, ask
 from .plots import bar_plot
@@ -272,11 +272,11 @@ class AttackReport:
 
         Raises:
             ValueError: The path does not end in `.json`.
+            FileNotFoundError: Its folder does not exist.
         """
-        target = Path(path)
-        if target.suffix != ".json":
-            raise ValueError(f"`path` is {str(path)!r}: give a file that ends in .json.")
-        return _write(target, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        return write_whole(
+            check_file(path, (".json",)), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> AttackReport:
@@ -295,7 +295,13 @@ class AttackReport:
             raise ValueError(f"{str(path)!r} holds no report of attacks: {error!r}.") from error
 
     def plot(self, path: str | os.PathLike) -> Path:
-        """Draw the rates of each condition with their intervals, as SVG."""
+        """
+        Draw the rates of each condition with their intervals, as SVG.
+
+        Raises:
+            ValueError: The path does not end in `.svg`.
+            FileNotFoundError: Its folder does not exist.
+        """
         groups = {
             name: {
                 label: (rate.share, rate.low, rate.high)
@@ -310,7 +316,7 @@ class AttackReport:
         }
         n = self.results[self.conditions[0]].attack_success.n
         title = f"Attacks on {n} harmful prompts, 95% intervals"
-        return _write(Path(path), bar_plot(groups, title=title, y="share of prompts"))
+        return write_whole(check_file(path, (".svg",)), bar_plot(groups, title=title, y="share of prompts"))
 
     def __str__(self) -> str:
         measures = {quality.measure for quality in self.quality.values()}
@@ -421,14 +427,6 @@ def _quality(quality: TextQuality | None, of: str) -> str:
     if quality is None or value is None:
         return "-"
     return f"{value:.1%}" if quality.measure == "parse_rate" else f"{value:.2f}"
-
-
-def _write(target: Path, text: str) -> Path:
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-        whole = Path(staging) / target.name
-        whole.write_text(text, encoding="utf-8")
-        whole.replace(target)
-    return target
 
 
 __all__ = ["AttackError", "AttackRecord", "AttackReport", "ConditionResult", "Rate", "TextQuality"]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .attack_prompts import AttackPrompt, check_ids
 from .attack_report import AttackError, AttackRecord, AttackReport, TextQuality, describe_judge, judged
+from .chat import chat_inputs
 from .concept_statistics import check_positive
 from .judges import Judge, pad_left
 from .modeling.steered_steerling import flatten_operations
@@ -234,17 +235,8 @@ def _encode(tokenizer: Any, prompts: Sequence[AttackPrompt], chat: bool) -> list
         raise ValueError(
             "`chat` is True, but `tokenizer` has no chat template: take an instructed model's, or ready prompts."
         )
-    return [
-        list(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}],
-                add_generation_prompt=True,
-                return_dict=True,
-                sanitize_control_tokens=True,
-            )["input_ids"]
-        )
-        for prompt in prompts
-    ]
+    messages = ([{"role": "user", "content": prompt.text}] for prompt in prompts)
+    return [list(chat_inputs(tokenizer, asked)["input_ids"]) for asked in messages]
 
 
 # Generation

@@ -17,7 +17,7 @@ from .auditing import ENDINGS, Audit, audit
 from .checkpoints import checkpoint_names
 from .chunks import KINDS
 from .command_options import add_model, add_prompt
-from .explanation import check_file
+from .files import check_file
 from .judges import InstructJudge, Judge, PatternJudge
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
 from .outlines import audit_outline, remedies_outline

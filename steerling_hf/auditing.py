@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,11 @@ import torch
 
 from .case import Case
 from .catalog import ConceptCatalog
+from .chat import chat_inputs
 from .chunks import Spans, check_by
 from .explaining import explain, explain_text
-from .explanation import Explanation, check_file, in_frame
+from .explanation import Explanation, in_frame
+from .files import check_file, write_whole
 from .remedies import Remedy, find_remedies
 from .report import render_report
 from .trace_index import MEANING, SharedConcept, SourceShare, Trace, TraceHit, TraceIndex, sources_of
@@ -187,14 +188,10 @@ class Audit:
             ValueError: It has another ending.
             FileNotFoundError: Its folder does not exist.
         """
-        target = check_file(path, ENDINGS)
-        values = self.to_dict()
-        content = render_report(values) if target.suffix == ".html" else json.dumps(values, ensure_ascii=False) + "\n"
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-            whole = Path(staging) / target.name
-            whole.write_text(content, encoding="utf-8")
-            whole.replace(target)
-        return target
+        target, values = check_file(path, ENDINGS), self.to_dict()
+        if target.suffix == ".html":
+            return write_whole(target, render_report(values))
+        return write_whole(target, json.dumps(values, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Audit:
@@ -314,9 +311,7 @@ def _read_prompt(model: Any, tokenizer: Any, prompt: Any) -> tuple[list[int], li
     given = messages[:-1] if roles[-1] == "assistant" else messages
     if not given:
         raise ValueError("`prompt` has the assistant's answer only: put the message before it that it answers.")
-    ids = tokenizer.apply_chat_template(
-        given, add_generation_prompt=True, return_dict=True, sanitize_control_tokens=True
-    )["input_ids"]
+    ids = chat_inputs(tokenizer, given)["input_ids"]
     if roles[-1] == "user":
         return ids, None
     return ids, tokenizer(messages[-1]["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]

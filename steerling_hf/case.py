@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .embeddings import reading
 from .modeling.steering_steerling import Operation, device_of, embed_concepts, split_concepts
+from .modes import reading
 from .strength_search import text_fluency
 
 CONCEPTS_AT_ONCE = 64  # each of them has a logit for every token of the vocabulary

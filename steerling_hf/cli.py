@@ -13,8 +13,9 @@ from .chunks import KINDS
 from .command_options import add_prompt
 from .concept_commands import add_concepts
 from .explaining import explain
-from .explanation import check_file
+from .explanation import ENDINGS as EXPLANATION_ENDINGS
 from .exporting import export
+from .files import check_file
 from .outlines import explanation_outline
 from .recipe import SteeringRecipe
 from .side_by_side import side_by_side
@@ -150,7 +151,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     for file in options.files or []:
-        check_file(file)
+        check_file(file, EXPLANATION_ENDINGS)
     recipe = SteeringRecipe.load(options.steer) if options.steer else None
     model, tokenizer = demo.load(options.model)
     explanation = explain(

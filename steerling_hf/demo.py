@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .auditing import audit
 from .catalog import ConceptCatalog
+from .chat import chat_inputs
 from .checkpoints import checkpoint
 from .explaining import explain
 from .outlines import audit_outline, explanation_outline, remedies_outline
@@ -48,13 +49,7 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> Any:
     """Inputs of one row for `text` as it is, or as a user's message."""
     if not chat:
         return tokenizer(text, return_tensors="pt")
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        sanitize_control_tokens=True,
-    )
+    return chat_inputs(tokenizer, [{"role": "user", "content": text}], return_tensors="pt")
 
 
 def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs: Any) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from .concept_statistics import HEAD_POSITIONS, check_positive, heads_of
 from .modeling.steering_steerling import device_of
+from .modes import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -285,21 +285,6 @@ def read_texts(
             output = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False)
             yield numbers, output.last_hidden_state[real.to(output.last_hidden_state.device)]
             bar.update(len(numbers))
-
-
-@contextmanager
-def reading(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients, and every module in evaluation mode, for as long as this context lasts."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        # Not inference mode: what a module may keep must not break later gradients.
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def part_of(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> torch.Tensor:

@@ -6,11 +6,12 @@ import html
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import check_file, write_whole
 from .modeling.trace_steerling import SteerlingTrace
 from .report import render_report
 
@@ -178,19 +179,12 @@ class Explanation:
             ValueError: It has another ending.
             FileNotFoundError: Its folder does not exist.
         """
-        target = check_file(path)
-        writers: dict[str, Callable[[Path], object]] = {
-            ".html": lambda whole: whole.write_text(render_report(self.to_dict()), encoding="utf-8"),
-            ".json": lambda whole: whole.write_text(
-                json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8"
-            ),
-            ".parquet": self._write_parquet,
-        }
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-            whole = Path(staging) / target.name
-            writers[target.suffix](whole)
-            whole.replace(target)
-        return target
+        target = check_file(path, ENDINGS)
+        if target.suffix == ".parquet":
+            return self._save_parquet(target)
+        if target.suffix == ".html":
+            return write_whole(target, render_report(self.to_dict()))
+        return write_whole(target, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Explanation:
@@ -212,13 +206,17 @@ class Explanation:
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{str(source)!r} holds no explanation: {error!r}.") from error
 
-    def _write_parquet(self, whole: Path) -> None:
+    def _save_parquet(self, target: Path) -> Path:
         import pyarrow
         import pyarrow.parquet
 
         table = pyarrow.Table.from_pylist(self.rows())
         content = json.dumps(self.to_dict(), ensure_ascii=False).encode()
-        pyarrow.parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: content}), whole)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
+            whole = Path(staging) / target.name
+            pyarrow.parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: content}), whole)
+            whole.replace(target)
+        return target
 
     def _repr_html_(self) -> str:
         return in_frame(render_report(self.to_dict()), "Explanation")
@@ -228,28 +226,6 @@ def in_frame(page: str, title: str) -> str:
     """A page inside another one, as a notebook shows it."""
     source = html.escape(page, quote=True)
     return f'<iframe srcdoc="{source}" style="width: 100%; height: 48rem; border: 0" title="{title}"></iframe>'
-
-
-def check_file(path: str | os.PathLike, endings: Sequence[str] = ENDINGS) -> Path:
-    """
-    The path, if something can be saved there.
-
-    Args:
-        path: What was asked for.
-        endings: What it can be saved as; by default what an explanation can.
-
-    Raises:
-        ValueError: It has none of these endings.
-        FileNotFoundError: Its folder does not exist.
-    """
-    target = Path(path)
-    if target.suffix not in endings:
-        raise ValueError(f"`path` is {str(path)!r}: choose a name that ends in {', '.join(endings)}.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"`path` is {str(path)!r}, but there is no folder {str(target.parent)!r}: make it first."
-        )
-    return target
 
 
 def _read_parquet(source: Path) -> bytes:

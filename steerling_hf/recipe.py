@@ -2,12 +2,12 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
 from .fingerprint import concept_fingerprint
 from .modeling.steering_steerling import Operation, operation_from_dict
 
@@ -121,13 +121,7 @@ class SteeringRecipe:
     def save(self, path: str | os.PathLike) -> Path:
         """Write a JSON file, or `steering_recipe.json` in a folder; whole or not at all."""
         target = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-            whole = Path(staging) / target.name
-            with whole.open("w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, indent=2, ensure_ascii=False)
-                file.write("\n")
-            whole.replace(target)
-        return target
+        return write_whole(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, source: str | os.PathLike, revision: str | None = None) -> "SteeringRecipe":

@@ -71,7 +71,7 @@ def find_remedies(
 
     Args:
         case: What was answered, and how.
-        concepts: The concept that drove the answer, and its relatives among those that did.
+        concepts: The known concept that drove the answer, and its relatives among those that did.
         target: The answer that one would rather have.
         accept: Whether an answer is acceptable; by default if the model, reading it alone, finds half of the concept in it.
         progress: Whether to show a progress bar.
@@ -82,8 +82,8 @@ def find_remedies(
     concept = concepts[0]
     name = f"concept {concept}" if case.catalog is None else repr(str(case.catalog[concept]))
     imitate = None if target is None else _imitate(case, target)
-    shown = {one: case.highest(one, case.prompt) for one in concepts}
-    witness = max(concepts, key=lambda one: shown[one])
+    shown = dict(zip(concepts, case.weights(concepts, case.prompt).amax(0).tolist()))
+    witness = max(shown, key=shown.__getitem__)
     # A remedy that looks for its concept in the prompt leaves all other prompts alone.
     condition = Condition(witness, shown[witness] / 2) if shown[witness] >= LEAST_IN_PROMPT else None
     before = _measure(case, concept, case.answer)

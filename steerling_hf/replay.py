@@ -8,6 +8,7 @@ import torch
 
 from .modeling.steering_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
+from .modes import evaluating
 
 
 class Replay:
@@ -111,18 +112,14 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
     # Conditions are weighed on the prompt as it was given, before any of its masks was filled in.
     first = int((trace.step_map == 0).nonzero()[0])
     unwritten = [trace.before(first, index) for index in range(len(positions))]
-    training = [(module, module.training) for module in model.modules()]
     wanted = [weight for weight in model.parameters() if weight.requires_grad]
-    model.eval()
     for weight in wanted:
         weight.requires_grad_(False)
     try:
         own = [tuple(trace.steering)] * len(positions) if trace.steering else None
-        with model._steered(own, unwritten, 1):
+        with evaluating(model), model._steered(own, unwritten, 1):
             yield replaying
     finally:
-        for module, mode in training:
-            module.training = mode
         for weight in wanted:
             weight.requires_grad_(True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .files import check_file, write_whole
 from .modeling.steering_steerling import Operation, device_of
 from .plots import line_plot
 
@@ -73,15 +74,20 @@ class StrengthTable(Sequence[StrengthTrial]):
         return [asdict(trial) for trial in self.trials]
 
     def plot(self, path: str | os.PathLike) -> Path:
-        """Draw effect and fluency against the strength as SVG; fluency as the probability of a token, `exp(fluency)`."""
+        """
+        Draw effect and fluency against the strength as SVG; fluency as the probability of a token, `exp(fluency)`.
+
+        Raises:
+            ValueError: The path does not end in `.svg`.
+            FileNotFoundError: Its folder does not exist.
+        """
         fluency = torch.tensor([trial.fluency for trial in self.trials]).exp().tolist()
         lines = {
             "effect": [(trial.strength, trial.effect) for trial in self.trials],
             "fluency": [(trial.strength, share) for trial, share in zip(self.trials, fluency)],
         }
-        target = Path(path)
-        target.write_text(line_plot(lines, title="Effect and fluency of steering", x=self.field, y="effect, fluency"))
-        return target
+        drawn = line_plot(lines, title="Effect and fluency of steering", x=self.field, y="effect, fluency")
+        return write_whole(check_file(path, (".svg",)), drawn)
 
     def __str__(self) -> str:
         lines = [f"{self.field:>10} {'effect':>8} {'fluency':>8}"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import read_json_lines
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -156,16 +158,8 @@ def _read_file(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
 
 
 def _read_jsonl(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{file}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place} is not JSON ({error}): correct it or leave it out.") from error
-            yield _of_record(record, text, source, place, f"{file.name}:{number}")
+    for number, record in read_json_lines(file):
+        yield _of_record(record, text, source, f"{file}, line {number}", f"{file.name}:{number}")
 
 
 def _read_parquet(file: Path, text: str, source: str) -> Iterator[TraceDocument]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .concept_statistics import HEAD_POSITIONS
-from .embeddings import ConceptVectors, StrongestConcepts, encode_texts, part_of, read_texts, reading
+from .embeddings import ConceptVectors, StrongestConcepts, encode_texts, part_of, read_texts
+from .modes import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

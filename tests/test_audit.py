@@ -283,6 +283,23 @@ def test_suppression_is_as_weak_as_works(leak):
     assert len(tried) == 4
 
 
+def test_what_breaks_the_language_does_not_work(leak, monkeypatch):
+    monkeypatch.setattr("steerling_hf.remedies.LEVELS", (1.0,))
+    [remedy] = leak[0].suggest_fix(accept=lambda text: True)
+    assert remedy.evidence["fluency after"] < remedy.evidence["fluency before"] - 2
+    assert not remedy.works
+
+
+def test_the_strongest_concepts_of_each_head_are_kept(nano, monkeypatch):
+    model, tokenizer, _ = nano
+    monkeypatch.setattr("steerling_hf.explaining.CONCEPTS_KEPT", 3)
+    [chunk] = explain_text(model, tokenizer, QUESTION, "You can reach Mara Ellison at 555-0142.").chunks
+    heads = [concept.head for concept in chunk.concepts]
+    assert heads.count("known") == heads.count("unknown") == 3
+    sizes = [abs(concept.contribution) for concept in chunk.concepts]
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def test_a_target_ends_as_the_model_ends_its_answers(nano, remedies):
     config = nano[0].config
     imitate = next(o for r in remedies for o in r.recipe.operations if isinstance(o, Imitate))

@@ -65,6 +65,17 @@ def test_attack_with_a_recipe(tmp_path, capsys, prompts):
     assert "<svg" in (tmp_path / "chart.svg").read_text()
 
 
+def test_answers_outlive_a_judge_that_fails(tmp_path, capsys, prompts, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("steerling_hf.judges.PatternJudge.__call__", fail)
+    saved = str(tmp_path / "report.json")
+    assert main(["attack", prompts, "--chat", "--success", "x", "--max-new-tokens", "8", "--save", saved]) == 2
+    assert "the answers so far" in capsys.readouterr().err
+    assert len(AttackReport.load(saved).records) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

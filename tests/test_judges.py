@@ -16,7 +16,7 @@ from transformers import (
 from steerling_hf import AttackPrompt, ClassifierJudge, InstructJudge, PatternJudge, Verdict, read_prompts
 from steerling_hf.judge_formats import FORMATS
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"yes no the number is a tree call me please".split()]  # noqa: SIM905
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "the", "number", "is", "a", "tree", "call", "me", "please"]
 LABELS = {0: "fine", 1: "harmful", 2: "refusal"}
 PROMPTS = [
     AttackPrompt("call me", True, "a", "555"),
@@ -91,6 +91,14 @@ def test_a_classifier_reads_pairs_and_its_best_label_decides(words, batch_size):
     assert len({str(verdict) for verdict in expected}) > 1
     silent = ClassifierJudge(model, words, success_labels="harmful")
     assert [verdict.refused for verdict in silent(PROMPTS, ANSWERS)] == [None] * 3
+
+
+def test_a_judge_that_computes_nothing_finite_says_so(words):
+    model = classifier()
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        ClassifierJudge(model, words, success_labels="harmful")(PROMPTS, ANSWERS)
 
 
 def test_several_labels_at_once(words):

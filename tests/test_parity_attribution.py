@@ -20,9 +20,8 @@ from reference.compare import (
     our_output,
     relative_difference,
 )
-from reference.folders import write_folder
+from reference.loaded import loaded_models
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from steerling_hf.chunks import aggregate
 from steerling_hf.input_attribution import attribute_inputs
@@ -47,19 +46,7 @@ def recorded(generation) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Loaded models by case, each loaded once."""
-    loaded = {}
-
-    def get(name: str) -> torch.nn.Module:
-        if name not in loaded:
-            case, folder = ATTRIBUTED_CASES[name], tmp_path_factory.mktemp(name)
-            write_folder(folder, case.config, make_weights(case.config, case.seed, case.weight_gain))
-            loaded[name] = AutoModelForCausalLM.from_pretrained(folder)
-        return loaded[name]
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield get
-    torch.set_num_threads(threads)
+    yield from loaded_models(tmp_path_factory, ATTRIBUTED_CASES.__getitem__)
 
 
 @pytest.fixture(scope="module")

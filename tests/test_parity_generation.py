@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from reference.cases import GENERATIONS, case_named, make_prompt, make_weights
+from reference.cases import GENERATIONS, case_named, make_prompt
 from reference.compare import generation_disagreement, our_generation
-from reference.folders import write_folder
-from transformers import AutoModelForCausalLM
+from reference.loaded import loaded_models
 
 import steerling_hf  # noqa: F401  (registers the Auto classes)
 
@@ -18,19 +16,7 @@ RECORD = json.loads((Path(__file__).parent / "reference" / "outputs" / "record.j
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Loaded models by case, each loaded once."""
-    loaded = {}
-
-    def get(name: str) -> torch.nn.Module:
-        if name not in loaded:
-            case, folder = case_named(name), tmp_path_factory.mktemp(name)
-            write_folder(folder, case.config, make_weights(case.config, case.seed, case.weight_gain))
-            loaded[name] = AutoModelForCausalLM.from_pretrained(folder)
-        return loaded[name]
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield get
-    torch.set_num_threads(threads)
+    yield from loaded_models(tmp_path_factory, case_named)
 
 
 WAYS = {"cached": {}, "uncached": {"use_cache": False}, "static": {"cache_implementation": "static"}}

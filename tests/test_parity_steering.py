@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from reference.cases import (
     OPERATIONS,
     STEERED_CASES,
@@ -23,10 +22,9 @@ from reference.compare import (
     our_steered_logits,
     relative_difference,
 )
-from reference.folders import write_folder
+from reference.loaded import loaded_models
 from safetensors.torch import load_file
 from steerling_hf.modeling.steering_steerling import operation_from_dict
-from transformers import AutoModelForCausalLM
 
 import steerling_hf  # noqa: F401  (registers the Auto classes)
 
@@ -37,19 +35,7 @@ RECORD = json.loads((OUTPUTS / "record.json").read_text())
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Loaded models by case, each loaded once."""
-    loaded = {}
-
-    def get(name: str) -> torch.nn.Module:
-        if name not in loaded:
-            case, folder = STEERED_CASES[name], tmp_path_factory.mktemp(name)
-            write_folder(folder, case.config, make_weights(case.config, case.seed, case.weight_gain))
-            loaded[name] = AutoModelForCausalLM.from_pretrained(folder)
-        return loaded[name]
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield get
-    torch.set_num_threads(threads)
+    yield from loaded_models(tmp_path_factory, STEERED_CASES.__getitem__)
 
 
 @pytest.mark.parametrize(

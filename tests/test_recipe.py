@@ -1,11 +1,11 @@
 """Recipes: what is saved comes back, belongs to its weights, and is never half-written."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-import steerling_hf.recipe as recipe_module
 from steerling_hf import (
     Amplify,
     Concept,
@@ -127,10 +127,12 @@ def test_an_interrupted_save_leaves_the_old_file(model, tmp_path, monkeypatch):
     path = SteeringRecipe.of(model, Amplify(3)).save(tmp_path / "recipe.json")
     before = path.read_text()
 
-    def fail(*_args, **_kwargs):
+    def write_half(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe_module.json, "dump", fail)
+    monkeypatch.setattr(Path, "write_text", write_half)
     with pytest.raises(KeyboardInterrupt):
         SteeringRecipe.of(model, Amplify(4)).save(path)
     assert path.read_text() == before

@@ -1,0 +1,59 @@
+"""Files that are whole or not there, and what is asked of their names and lines."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def check_file(path: str | os.PathLike, endings: Sequence[str]) -> Path:
+    """
+    The path, if something can be saved there.
+
+    Args:
+        path: What was asked for.
+        endings: What it can be saved as.
+
+    Raises:
+        ValueError: It has none of these endings.
+        FileNotFoundError: Its folder does not exist.
+    """
+    target = Path(path)
+    if target.suffix not in endings:
+        raise ValueError(f"`path` is {str(path)!r}: choose a name that ends in {', '.join(endings)}.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"`path` is {str(path)!r}, but there is no folder {str(target.parent)!r}: make it first."
+        )
+    return target
+
+
+def write_whole(target: Path, text: str) -> Path:
+    """Write a text as UTF-8 under a temporary name, then rename it: whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
+        whole = Path(staging) / target.name
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(target)
+    return target
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """
+    The values of a JSONL file, each behind the number of its line, from 1. Empty lines are left out.
+
+    Raises:
+        ValueError: A line is not JSON, or the file is not in UTF-8 (`UnicodeDecodeError`).
+    """
+    # With a signature or without: spreadsheets write one.
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error}): correct it or leave it out."
+                ) from error
