@@ -10,7 +10,7 @@ import torch
 from .input_attribution import InputAttributions
 from .modeling.steering_steerling import SetConcepts
 from .modeling.trace_steerling import SteerlingTrace
-from .replay import Replay, in_batches, replay
+from .replay import Replay, replay
 
 FRACTIONS = (0.1, 0.2, 0.5)
 ROWS = 16
@@ -124,8 +124,8 @@ def ablate_concepts(
         raise ValueError(f"`concepts` has {len(concepts)} entries for {len(positions)} positions: give one each.")
     before, after = torch.zeros(len(positions)), torch.zeros(len(positions))
     with replay(model, trace, positions) as replaying, torch.no_grad():
-        for [target] in in_batches(replaying, 1):
-            token = trace.tokens[positions[target]]
+        for target, position in enumerate(positions):
+            token = trace.tokens[position]
             embeddings = replaying.embed(replaying.tokens([target]))
             before[target] = replaying.logits([target], embeddings)[0, token]
             with model.steer(SetConcepts([concepts[target]], value=0.0)):

@@ -9,9 +9,11 @@ from tqdm import tqdm
 
 from .modeling.steering_steerling import SetConcepts, split_concepts
 from .modeling.trace_steerling import SteerlingTrace
-from .replay import Replay, in_batches, replay, saved_bytes
+from .replay import Replay, alike, replay, saved_bytes
 
-METHODS = ("adaptive", "gausslegendre", "riemann_right", "riemann_left", "riemann_middle")
+# Captum's rules, whose points are the same for all targets.
+EVEN_METHODS = ("gausslegendre", "riemann_right", "riemann_left", "riemann_middle")
+METHODS = ("adaptive", *EVEN_METHODS)
 # "adaptive" looks at the target at so many points between the ends of the path, without gradients, before it chooses.
 PROBES = 16
 # Share of the path's length, beside the target's change, in what its segments have equal parts of.
@@ -134,15 +136,18 @@ def attribute_inputs(
         )
     with replay(model, trace, targets) as replaying, torch.no_grad():
         function = _Target(replaying, trace.tokens[targets], chosen)
-        rows = _rows_within(memory_budget, function, replaying)
+        room = _positions_within(memory_budget, function, replaying)
         scores = torch.zeros(len(targets), len(trace.tokens))
         values, baselines = torch.zeros(len(targets)), torch.zeros(len(targets))
         with tqdm(total=len(targets), desc="attributing", disable=not progress) as bar:
-            for batch in in_batches(replaying, max(1, rows // n_steps)):
-                found = _integrate(_Path(function, replaying, batch), n_steps, method, rows)
-                width = found[0].shape[1]
-                scores[batch, :width], values[batch], baselines[batch] = (part.float().cpu() for part in found)
-                bar.update(len(batch))
+            for group in alike(replaying):
+                settled, width = replaying.settled(group[0]), replaying.visible(group[0])
+                together, rows = _rows_within(room, settled if method in EVEN_METHODS else 0, width, len(group))
+                for start in range(0, len(group), together):
+                    batch = group[start : start + together]
+                    found = _integrate(_Path(function, replaying, batch), n_steps, method, rows)
+                    scores[batch, :width], values[batch], baselines[batch] = (part.float().cpu() for part in found)
+                    bar.update(len(batch))
     return InputAttributions(torch.tensor(targets), scores, values, baselines, trace.prompt_length)
 
 
@@ -158,8 +163,7 @@ class _Target:
             head, ids = self.concept[0]
             states = self.replaying.states(numbers, embeddings)[0]
             return head.logits(states, torch.tensor(ids, device=states.device))[:, 0]
-        logits = self.replaying.logits(numbers, embeddings)
-        return logits.gather(-1, self.tokens[numbers].to(logits.device)[:, None])[:, 0]
+        return self.replaying.token_logits(numbers, embeddings, self.tokens[numbers])
 
 
 class _Path:
@@ -230,8 +234,8 @@ def _even_segments(places: torch.Tensor, values: torch.Tensor, count: int) -> to
     return edges
 
 
-def _rows_within(budget: int, function: _Target, replaying: Replay) -> int:
-    """How many rows of the widest pass fit the budget."""
+def _positions_within(budget: int, function: _Target, replaying: Replay) -> int:
+    """How many positions of passes fit the budget."""
     widest = max(range(len(replaying.positions)), key=replaying.visible)
     embeddings = replaying.embed(replaying.tokens([widest])).float().requires_grad_()
     needed = int(WORKSPACE * saved_bytes(replaying.model, function, embeddings, torch.tensor([widest])))
@@ -240,7 +244,17 @@ def _rows_within(budget: int, function: _Target, replaying: Replay) -> int:
             f"`memory_budget` is {budget:,} bytes, and a single pass over {replaying.visible(widest)} positions needs about "
             f"{needed:,}: allow that much."
         )
-    return min(MOST_ROWS, budget // needed)
+    return budget * replaying.visible(widest) // needed
+
+
+def _rows_within(room: int, shared: int, width: int, targets: int) -> tuple[int, int]:
+    """
+    How many targets to attribute together, and how many rows a pass may have, so that its positions fit the room. Targets
+    share the first positions at each point of the path; of those a row then needs little more than keys, values and gradients.
+    """
+    own = width - shared + shared // 4
+    together = max(1, min(MOST_ROWS, targets, (room - shared) // own))
+    return together, together * max(1, min(MOST_ROWS // together, room // (shared + together * own)))
 
 
 def _captum() -> Any:

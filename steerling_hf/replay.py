@@ -5,10 +5,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
+from .modeling.attribution_steerling import vocabulary_rows
+from .modeling.canvas_steerling import Canvas
 from .modeling.steering_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 from .modes import evaluating
+from .shared_prefix import beginnings, read_prefix
 
 
 class Replay:
@@ -33,8 +37,18 @@ class Replay:
         return device_of(self.model)
 
     def visible(self, target: int) -> int:
-        """Number of first positions that the pass of a target sees."""
-        return self.canvases[target].visible
+        """Number of first positions that a target sees: up to the end of its attention block."""
+        canvas, position = self.canvases[target], int(self.positions[target])
+        return min((position // canvas.grid + 1) * canvas.grid, canvas.visible)
+
+    def settled(self, target: int) -> int:
+        """
+        Number of first positions, whole attention blocks, of which what is computed there does not depend on the step: rows
+        that agree in them can share it.
+        """
+        steered = self.model._steering is not None
+        # An operation may act on the masked prompt of a blind row, and that may depend on the step.
+        return 0 if steered and self.guidance_scale is not None else self.canvases[target].final
 
     def tokens(self, targets: Sequence[int]) -> torch.Tensor:
         """(n, W) tokens that the passes of targets saw; they must see equally many."""
@@ -63,22 +77,73 @@ class Replay:
             blind = torch.where(given.to(embeddings.device)[..., None], self._mask_embedding(embeddings), embeddings)
             embeddings = torch.stack([embeddings, blind], dim=1).flatten(0, 1)
             masked = torch.stack([masked, masked | given], dim=1).flatten(0, 1)
-        places = torch.arange(width).expand(len(masked), -1)
-        steering = self.model._steering
-        device = embeddings.device
-        with steering.window(canvases, lanes, places, masked, device) if steering is not None else nullcontext():
-            hidden_states = self.model.transformer(
-                inputs_embeds=embeddings, position_ids=places.to(device), use_cache=False
-            ).last_hidden_state
-        if steering is not None:
-            steering.choose(canvases, lanes, positions[:, None].unbind())
+        cache = self._read_once(targets, lanes, embeddings, masked)
+        start = 0 if cache is None else cache.get_seq_length()
+        hidden_states = self._run(canvases, lanes, embeddings[:, start:], masked[:, start:], cache)
+        if self.model._steering is not None:
+            self.model._steering.choose(canvases, lanes, self.positions[list(targets)][:, None].unbind())
         rows = torch.arange(len(targets), device=hidden_states.device)
-        return hidden_states.unflatten(0, (-1, lanes)).transpose(0, 1)[:, rows, positions.to(hidden_states.device)]
+        columns = (positions - start).to(hidden_states.device)
+        return hidden_states.unflatten(0, (-1, lanes)).transpose(0, 1)[:, rows, columns]
+
+    def _read_once(
+        self, targets: Sequence[int], lanes: int, embeddings: torch.Tensor, masked: torch.Tensor
+    ) -> DynamicCache | None:
+        """Keys and values of the settled positions, if rows share some."""
+        settled = min(map(self.settled, targets))
+        first, kinds = beginnings(embeddings[:, :settled])
+        if not settled or len(first) == len(kinds):
+            return None
+
+        def read(begin: torch.Tensor) -> DynamicCache:
+            cache = DynamicCache(config=self.model.config)
+            self._run(
+                [self.canvases[targets[row // lanes]] for row in first.tolist()],
+                1,
+                begin,
+                masked[first, :settled],
+                cache,
+            )
+            return cache
+
+        return read_prefix(read, embeddings[:, :settled], first, kinds, self.model.config)
+
+    def _run(
+        self,
+        canvases: list[Canvas],
+        lanes: int,
+        embeddings: torch.Tensor,
+        masked: torch.Tensor,
+        cache: DynamicCache | None,
+    ) -> torch.Tensor:
+        """(rows, W, D) last hidden states of a pass that continues what is cached, and is cached."""
+        start = 0 if cache is None else cache.get_seq_length()
+        places = torch.arange(start, start + embeddings.shape[1]).expand(len(embeddings), -1)
+        steering, device = self.model._steering, embeddings.device
+        with steering.window(canvases, lanes, places, masked, device) if steering is not None else nullcontext():
+            return self.model.transformer(
+                inputs_embeds=embeddings,
+                position_ids=places.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
 
     def logits(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:
         """(n, V) guided logits, float32, at the positions of n targets, from (n, W, D) embeddings."""
         states = self.states(targets, embeddings)
-        logits = self.model.compute_logits(states.flatten(0, 1)).float()
+        return self._guided(self.model.compute_logits(states.flatten(0, 1)).float())
+
+    def token_logits(self, targets: Sequence[int], embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(n,) of `logits` for (n,) tokens; the rest of the vocabulary is left out where no hook can look at it."""
+        lm_head = self.model.transformer.lm_head
+        if lm_head._forward_hooks or lm_head._forward_pre_hooks:
+            logits = self.logits(targets, embeddings)
+            return logits.gather(-1, tokens.to(logits.device)[:, None])[:, 0]
+        states = self.model.compose(self.states(targets, embeddings).flatten(0, 1)).float()
+        rows = vocabulary_rows(lm_head, tokens).to(states.device).repeat(len(states) // len(tokens), 1)
+        return self._guided((states * rows).sum(dim=-1))
+
+    def _guided(self, logits: torch.Tensor) -> torch.Tensor:
         if self.guidance_scale is None:
             return logits
         full, blind = logits.chunk(2)
@@ -124,14 +189,12 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
             weight.requires_grad_(True)
 
 
-def in_batches(replaying: Replay, rows: int) -> Iterator[list[int]]:
-    """Numbers of targets whose passes see equally many positions, at most so many at a time."""
-    by_width: dict[int, list[int]] = {}
+def alike(replaying: Replay) -> list[list[int]]:
+    """Numbers of targets whose passes see equally many positions, and equally many settled ones."""
+    groups: dict[tuple[int, int], list[int]] = {}
     for target in range(len(replaying.positions)):
-        by_width.setdefault(replaying.visible(target), []).append(target)
-    for targets in by_width.values():
-        for start in range(0, len(targets), rows):
-            yield targets[start : start + rows]
+        groups.setdefault((replaying.settled(target), replaying.visible(target)), []).append(target)
+    return list(groups.values())
 
 
 def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:

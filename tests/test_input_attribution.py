@@ -5,14 +5,14 @@ import re
 
 import pytest
 import torch
-from generation_model import BLOCK, MASK, PAD, VOCABULARY, make_model, make_prompt
+from generation_model import BLOCK, MASK, PAD, make_model, make_prompt
 from steering_cases import OPERATIONS, hooks_of
 from steerling_hf.modeling.steering_steerling import Condition, Inject, SetConcepts, SuppressTokens
 from steerling_hf.modeling.trace_steerling import SteerlingTrace
 
 from steerling_hf import SteerlingForDiffusionLM
 from steerling_hf.input_attribution import METHODS, InputAttributions, attribute_inputs
-from steerling_hf.replay import Replay, in_batches, replay, saved_bytes
+from steerling_hf.replay import Replay, alike, replay, saved_bytes
 
 SPARSE = {"topk_known": 5, "topk_known_features": 5, "unknown_topk": 7}
 # The second row of a guided pass, and a cutoff in the middle of the generation.
@@ -132,7 +132,7 @@ def replayed(model, trace) -> torch.Tensor:
     """(n,) logits of decided tokens, from left to right, by passes over what was seen."""
     with replay(model, trace, trace.decided.tolist()) as replaying, torch.no_grad():
         found = torch.zeros(len(trace.decided))
-        for batch in in_batches(replaying, 5):
+        for batch in alike(replaying):
             logits = replaying.logits(batch, replaying.embed(replaying.tokens(batch)))
             found[batch] = logits[torch.arange(len(batch)), trace.tokens[trace.decided[batch]]]
     return found
@@ -321,12 +321,12 @@ def test_adaptive_points_see_a_step_that_even_ones_miss(model, monkeypatch):
     """The target rises by 10, almost all of it on a 25th of the path."""
     trace, mask = trace_of(model), model.transformer.tok_emb.weight[MASK].detach()
 
-    def logits(self, targets, embeddings):
+    def token_logits(self, targets, embeddings, tokens):
         line = self.embed(self.tokens(targets)) - mask
         share = ((embeddings - mask) * line).sum((1, 2)) / line.square().sum((1, 2))
-        return 10 * torch.sigmoid(100 * (share - 0.37))[:, None].expand(-1, VOCABULARY)
+        return 10 * torch.sigmoid(100 * (share - 0.37))
 
-    monkeypatch.setattr(Replay, "logits", logits)
+    monkeypatch.setattr(Replay, "token_logits", token_logits)
     errors = {
         method: float(attribute_inputs(model, trace, [15], method=method, n_steps=12).errors.abs())
         for method in METHODS
@@ -352,6 +352,47 @@ def test_no_positions(model):
     assert found.positions.dtype == torch.long
     assert found.scores.shape == (0, 23)
     assert not found.aggregate().any()
+
+
+# Shared positions
+
+
+LONG = {"max_new_tokens": 30, "steps": 30}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"guidance_scale": 1.7}, {"align_blocks": True}, {"steering": Inject(3, 30.0)}], ids=str
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_targets_have_in_common_is_computed_once(model, settings, method, monkeypatch):
+    """And changes nothing."""
+    trace = trace_of(model, **LONG, **settings)
+    lengths = []
+    watch = model.transformer.register_forward_pre_hook(
+        lambda _m, _a, given: lengths.append(given["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    together = attribute_inputs(model, trace, n_steps=4, method=method)
+    spent = sum(lengths)
+    monkeypatch.setattr(Replay, "settled", lambda *_: 0)
+    lengths.clear()
+    alone = attribute_inputs(model, trace, n_steps=4, method=method)
+    watch.remove()
+    assert relative(together.scores, alone.scores) < 1e-4
+    torch.testing.assert_close(together.values, alone.values, atol=1e-4, rtol=1e-5)
+    assert spent < (0.85 if method == "adaptive" else 0.65) * sum(lengths)
+
+
+def test_nothing_is_shared_that_depends_on_the_step(model):
+    """The second row of a guided pass is steered at its masked prompt, until the cutoff."""
+    trace = trace_of(model, **LONG, **GUIDED_AND_STEERED)
+    with replay(model, trace, trace.decided.tolist()) as replaying:
+        assert [replaying.settled(target) for target in range(30)] == [0] * 30
+
+
+def test_a_target_sees_up_to_the_end_of_its_attention_block(model):
+    trace = trace_of(model, **LONG)
+    with replay(model, trace, [11, 15, 16, 40]) as replaying:
+        assert [replaying.visible(target) for target in range(4)] == [16, 16, 24, 41]
 
 
 # Memory
@@ -382,15 +423,15 @@ def test_passes_keep_to_the_budget(model, method, guidance):
     trace = trace_of(model, guidance_scale=guidance)
     expected = attribute_inputs(model, trace, method=method, n_steps=6)
     needed = needed_bytes(model, trace)
-    rows = []
+    positions = []
     watch = model.transformer.register_forward_pre_hook(
-        lambda _m, _a, given: rows.append(len(given["inputs_embeds"])), with_kwargs=True
+        lambda _m, _a, given: positions.append(given["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )
     for budget in (1, 3, 7, 14):
-        rows.clear()
+        positions.clear()
         found = attribute_inputs(model, trace, method=method, n_steps=6, memory_budget=budget * needed)
-        most = budget * (1 if guidance == 1 else 2)
-        assert most / 2 < max(rows) <= most
+        most = budget * len(trace.tokens) * (1 if guidance == 1 else 2)
+        assert most / 3 < max(positions) <= most
         assert relative(found.scores, expected.scores) < 1e-4
     watch.remove()
 
