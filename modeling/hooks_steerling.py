@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .concepts_steerling import SteerlingConceptHead, SteerlingConceptOutput
+from .concepts_steerling import SteerlingConceptHead, SteerlingConceptOutput, SteerlingPartialOutput
 
 
 @dataclass
@@ -230,11 +230,13 @@ class ChangeWeights(SteeringHook):
     """
     Changes the weights of concepts in a head: with weights w of concepts c and their new weights w', features become
     `features + sum_c (w'_c - w_c) E_c`. A concept outside the head's top k has `w_c = 0`.
+
+    By its attribute `looks_at` a hook says that it looks at these concepts of the head alone (see `compose`).
     """
 
     def __init__(self, name: str, indices: torch.Tensor, mode: str, value: float, *args):
         super().__init__(*args)
-        self.name, self.indices, self.mode, self.value = name, indices, mode, value
+        self.name, self.looks_at, self.mode, self.value = name, indices, mode, value
 
     def __call__(self, module: SteerlingConceptHead, args, output: Any) -> SteerlingConceptOutput | None:
         hidden_states = args[0]
@@ -242,7 +244,7 @@ class ChangeWeights(SteeringHook):
         if found is None:
             return None
         places, at = found
-        indices = self.indices.to(hidden_states.device)
+        indices = self.looks_at.to(hidden_states.device)
         old = _present_weights(module, hidden_states, output, at, indices)
         new = {"set": torch.full_like(old, self.value), "scale": old * self.value, "add": old + self.value}[self.mode]
         change = (new - old) @ module.embeddings(indices).float()
@@ -305,6 +307,8 @@ def _present_weights(
     concepts: torch.Tensor,
 ) -> torch.Tensor:
     """(n, m) weights, float32, of concepts (m,) at n places, as the hooks before this one have left them."""
+    if isinstance(output, SteerlingPartialOutput):
+        return (output.weights[at][..., None] * (output.indices[at][..., None] == concepts)).sum(dim=-2)
     if not isinstance(output, ChangedConceptOutput):
         return head.weights_of(hidden_states[at], output.indices[at], output.weights[at], concepts)
     weights = _present_weights(head, hidden_states, output.untouched, at, concepts)

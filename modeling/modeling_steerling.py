@@ -465,13 +465,17 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         return [head for head in heads if _is_hooked(head) or _is_hooked(self.residual)]
 
     def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`decompose(...).composed`, by way of what can make it differ from the hidden states."""
+        """
+        `decompose(...).composed`, by way of what can make it differ from the hidden states. If all hooks on a head say by an
+        attribute `looks_at` (ids of the head) which concepts they look at, it computes no others.
+        """
         if self.known_head is None:
             return hidden_states
         if self.unknown_head is not None and not self.config.use_epsilon_correction:
             return self.decompose(hidden_states)["composed"]
         residual_counts = _is_hooked(self.residual)
-        runs = [_run(head, hidden_states) for head in self.hooked_heads()]
+        whole = residual_counts or torch.is_grad_enabled()
+        runs = [_run(head, hidden_states, only=None if whole else _looked_at(head)) for head in self.hooked_heads()]
         # Epsilon closes the sum to the hidden states, so only what hooks change is left.
         composed = hidden_states
         for untouched, output in runs:
@@ -555,21 +559,30 @@ def _is_hooked(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def _run(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def _looked_at(head: nn.Module) -> torch.Tensor | None:
+    """Ids of the concepts of a head that its hooks look at, `None` if it may be all."""
+    hooks = list(head._forward_hooks.values())
+    inside = head._forward_pre_hooks or any(_is_hooked(part) for part in head.children())
+    if inside or not all(hasattr(hook, "looks_at") for hook in hooks):
+        return None
+    return torch.cat([hook.looks_at for hook in hooks]).unique()
+
+
+def _run(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
     """Features (or a tensor) that a module gives before any hook on it changes them, and its output after all hooks."""
 
     def features_of(output: Any) -> torch.Tensor:
         return output if isinstance(output, torch.Tensor) else output.features
 
     if not module._forward_hooks:
-        output = module(*inputs)
+        output = module(*inputs, **options)
         return features_of(output), output
     untouched = []
     first = module.register_forward_hook(
         lambda _module, _inputs, output: untouched.append(features_of(output).clone()), prepend=True
     )
     try:
-        output = module(*inputs)
+        output = module(*inputs, **options)
     finally:
         first.remove()
     return untouched[0], output
