@@ -1,7 +1,7 @@
 """
 An index of training documents at size: builds that are killed, memory of a build, and queries beside brute force.
 
-    python benchmarks/tracing.py [kills] [memory] [embedded] [queries] [--json]
+    python benchmarks/tracing.py [kills] [memory] [queries] [--json]
 
 Documents of one chunk are streamed from a JSONL file. Reading, cutting, keys and the engine are the real ones. In place of
 what a model makes of a chunk stand random vectors of steerling-nano's sizes (256 numbers around one of 500 centres, and 120
@@ -9,10 +9,12 @@ of 572 concepts): what is measured is the index, and a model would need hours fo
 
 kills     a build, 64 documents at once, is killed by SIGKILL at random times of its duration and started again after each,
           until it ends; then another one is, until there were 20 kills. `missing` and `doubled` count documents, `changed`
-          those whose vectors are not what they should be, and `chunks_at_kills` how many were written at each kill
-memory    peak resident memory of the building process above what it was before the build (`mb`), with the engine's own
-          server in another process, whose peak is `server_mb`: the engine keeps all that it has in memory, the build must not
-embedded  the same with the engine embedded in the building process
+          those whose vectors are not what they should be, and `chunks_at_kills` how many were written at each kill. The
+          index is made of parts of 256 chunks, so that kills meet the change from one to the next as well
+memory    peak memory of the building process above what it was before the build (`mb`): on a file, where the engine is
+          part of that process; and with the engine's own server in another process, whose peak is `server_mb`, since that
+          engine keeps all that it has in memory. It is looked at 50 times a second, and pages of files do not count: the
+          system drops those of a program that it does not run, so that growth would hide behind them (Linux only)
 queries   on an index file of the largest number of documents, for dense and sparse searches: median milliseconds of one
           query of ten hits, queries a second when several are asked together, the same by brute force in NumPy over the
           same vectors held in memory, and the share of NumPy's ten best that the index finds
@@ -26,21 +28,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from memory import PEAK_RESET, resident
 from timing import seconds
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steerling_hf
-from steerling_hf import trace_index
+from steerling_hf import trace_index, trace_store
 from steerling_hf.embeddings import ConceptVectors
 from steerling_hf.trace_store import TraceStore
 from steerling_hf.trace_vectors import TraceVectors
@@ -50,8 +54,9 @@ from loopback import loopback_server
 
 DIMENSION, CONCEPTS, KEPT = 256, 572, 120
 CENTRES = np.random.default_rng(0).standard_normal((500, DIMENSION))
-KILLED_AT_ONCE = 64
+KILLED_AT_ONCE, KILLED_PART = 64, 256
 HITS = 10
+LOOKS_A_SECOND = 50
 # Queries one after another, and together. A sparse search of the embedded engine takes seconds.
 ALONE = {"dense": 50, "sparse": 5}
 TOGETHER = {"dense": 100, "sparse": 10}
@@ -91,17 +96,39 @@ def nano() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
+def memory_of(process: int | str = "self") -> float:
+    """MB of a process that no file holds."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+@contextmanager
+def peak_memory(process: int | str = "self") -> Iterator[list[float]]:
+    """Yields a list of one number, the most that a process had of `memory_of` until the end of the block."""
+    peak, ended = [memory_of(process)], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1 / LOOKS_A_SECOND):
+            peak[0] = max(peak[0], memory_of(process))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watching.join()
+
+
 def build_here(uri: str, file: str) -> dict[str, float]:
     """Build in this process."""
     model, tokenizer = nano()
     trace_index.trace_vectors = stand_in
-    if PEAK_RESET.exists():
-        PEAK_RESET.write_text("5")  # the peak so far is that of loading the model
-    before, started = resident("VmRSS"), time.perf_counter()
-    with trace_index.TraceIndex(uri) as index:
+    before, started = memory_of(), time.perf_counter()
+    with peak_memory() as peak, trace_index.TraceIndex(uri) as index:
         report = index.build(model, tokenizer, file, progress=False)
     took = time.perf_counter() - started
-    return {"documents": report.documents, "mb": resident("VmHWM") - before, "seconds": took}
+    return {"documents": report.documents, "mb": peak[0] - before, "seconds": took}
 
 
 def build_apart(uri: str, file: Path) -> dict[str, float]:
@@ -111,21 +138,15 @@ def build_apart(uri: str, file: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_memory(folder: str, counts: list[int]) -> list[dict[str, float]]:
+def measure_memory(folder: str, counts: list[int]) -> list[dict[str, Any]]:
     rows = []
     for count in tqdm(counts, desc="memory"):
+        rows.append({"index": "file", **build_apart(f"{folder}/file-{count}.db", corpus(folder, count))})
         with loopback_server(Path(folder) / f"served-{count}.db") as (uri, process):
-            built = build_apart(uri, corpus(folder, count))
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
-        rows.append({**built, "server_mb": peak})
+            with peak_memory(process) as peak:
+                built = build_apart(uri, corpus(folder, count))
+            rows.append({"index": "server", **built, "server_mb": peak[0]})
     return rows
-
-
-def measure_embedded(folder: str, counts: list[int]) -> list[dict[str, float]]:
-    return [
-        build_apart(f"{folder}/embedded-{count}.db", corpus(folder, count)) for count in tqdm(counts, desc="embedded")
-    ]
 
 
 def one_of(vectors: TraceVectors, first: int, count: int = 1) -> TraceVectors:
@@ -141,7 +162,7 @@ def best_scores(stored: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def measure_queries(folder: str, count: int) -> dict[str, Any]:
-    path = f"{folder}/embedded-{count}.db"
+    path = f"{folder}/file-{count}.db"
     documents = corpus(folder, count)
     build_apart(path, documents)  # what is there already is kept
     model, tokenizer = nano()
@@ -190,7 +211,7 @@ def measure_kills(folder: str, kills: int, count: int) -> dict[str, Any]:
     fork = multiprocessing.get_context("fork")
     model, tokenizer = nano()
     trace_index.trace_vectors = stand_in
-    trace_index.WRITTEN_AT_ONCE = KILLED_AT_ONCE
+    trace_index.WRITTEN_AT_ONCE, trace_store.CHUNKS_OF_A_PART = KILLED_AT_ONCE, KILLED_PART
     file, rng = corpus(folder, count), random.Random(0)
     written = fork.Value("i", 0)
     write = TraceStore.write
@@ -258,7 +279,7 @@ def measure_kills(folder: str, kills: int, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="kills, memory, embedded, queries; all by default")
+    parser.add_argument("parts", nargs="*", help="kills, memory, queries; all by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 200_000], metavar="N")
     parser.add_argument("--kills", type=int, default=20, metavar="N")
@@ -274,7 +295,6 @@ def main() -> None:
     work = {
         "kills": lambda folder: measure_kills(folder, options.kills, options.killed_documents),
         "memory": lambda folder: measure_memory(folder, options.documents),
-        "embedded": lambda folder: measure_embedded(folder, options.documents),
         "queries": lambda folder: measure_queries(folder, max(options.documents)),
     }
     unknown = set(options.parts) - set(work)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -164,9 +165,10 @@ class SteerlingConceptHead(nn.Module):
                 top, top_weights = self._keys(self._strongest, query[unclear])
                 weights[unclear] = (top_weights[..., None] * (top[..., None] == only)).sum(dim=-2)
         shape = hidden_states.shape[:-1]
+        indices: Any = only.expand(*shape, -1)
         return SteerlingPartialOutput(
             features=(weights @ self.embeddings(only).float()).to(hidden_states.dtype).view(hidden_states.shape),
-            indices=only.expand(*shape, -1),
+            indices=indices,
             weights=weights.view(*shape, -1),
         )
 

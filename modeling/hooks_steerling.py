@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -308,7 +308,8 @@ def _present_weights(
 ) -> torch.Tensor:
     """(n, m) weights, float32, of concepts (m,) at n places, as the hooks before this one have left them."""
     if isinstance(output, SteerlingPartialOutput):
-        return (output.weights[at][..., None] * (output.indices[at][..., None] == concepts)).sum(dim=-2)
+        weights, indices = cast(torch.Tensor, output.weights), cast(torch.Tensor, output.indices)
+        return (weights[at][..., None] * (indices[at][..., None] == concepts)).sum(dim=-2)
     if not isinstance(output, ChangedConceptOutput):
         return head.weights_of(hidden_states[at], output.indices[at], output.weights[at], concepts)
     weights = _present_weights(head, hidden_states, output.untouched, at, concepts)

@@ -561,7 +561,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 def _looked_at(head: nn.Module) -> torch.Tensor | None:
     """Ids of the concepts of a head that its hooks look at, `None` if it may be all."""
-    hooks = list(head._forward_hooks.values())
+    hooks: list[Any] = list(head._forward_hooks.values())
     inside = head._forward_pre_hooks or any(_is_hooked(part) for part in head.children())
     if inside or not all(hasattr(hook, "looks_at") for hook in hooks):
         return None

@@ -215,7 +215,8 @@ class TraceIndex:
         """
         Add documents. A chunk's key is a hash of its source and text, and a chunk that is there already is not embedded again:
         so a build that was killed goes on where it stopped, and the same documents can be given twice. Documents are
-        streamed. A chunk that stands twice in a source is kept once.
+        streamed, and so are chunks: on a file no more than 16,384 of them are in memory at once. A chunk that stands twice in
+        a source is kept once.
 
         Args:
             documents, text, source: What to read; see `read_documents`.
