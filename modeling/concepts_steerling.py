@@ -174,11 +174,16 @@ class SteerlingConceptHead(nn.Module):
 
     def _unclear(self, keys: torch.Tensor, query: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
         """Numbers of the rows of `query` in whose top k some of the concepts (m,) may be, judging by a sample of the others."""
-        k = self._k
-        sample = self._score(keys, query, slice(0, self.n_concepts, max(1, self.n_concepts // (SCREEN * k))))
-        own = self._score(keys, query, concepts)
-        stronger = torch.stack([(sample > score[:, None] + CLEARLY).sum(dim=-1) for score in own.unbind(-1)], dim=-1)
-        return (stronger < k).any(dim=-1).nonzero()[:, 0]
+        clearly = self._score(keys, query, concepts) + CLEARLY
+        step = max(1, self.n_concepts // (SCREEN * self._k))
+        sample = self._products(keys, query, slice(0, self.n_concepts, step))
+        groups = sample.shape[-1] // GROUP
+        if groups >= 4 * self._k:
+            # Of a group with a stronger concept only the strongest is counted, which is soon done.
+            sample = sample[:, : groups * GROUP].unflatten(-1, (GROUP, groups)).amax(dim=1)
+        stronger = (sample[..., None] * self.scaling > clearly[:, None]).sum(dim=1)
+        # Beyond the bound all are alike.
+        return ((stronger < self._k) | (clearly >= LOGIT_BOUND)).any(dim=-1).nonzero()[:, 0]
 
     def logits(self, hidden_states: torch.Tensor, concepts: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -246,14 +251,17 @@ class SteerlingConceptHead(nn.Module):
         return self._keys
 
     def _score(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
+        return self._bound(self._products(keys, query, concepts))
+
+    def _products(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
         packed = self._keys.packed
         whole = isinstance(concepts, slice) and concepts == slice(0, self.n_concepts)
         if packed is not None and whole and may_use_packed(query):
-            return self._bound(multiply_packed(query, packed)[:, concepts])
+            return multiply_packed(query, packed)[:, concepts]
         keys = keys[concepts]
         if self.factorized:
             query, keys = query.float(), keys.float()
-        return self._bound((query @ keys.T).float())
+        return (query @ keys.T).float()
 
     def _bound(self, scores: torch.Tensor) -> torch.Tensor:
         return (scores * self.scaling).clamp(-LOGIT_BOUND, LOGIT_BOUND)

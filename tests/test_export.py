@@ -63,6 +63,7 @@ def test_writes_a_flat_hub_folder(tiny_model, out):
         "tokenizer_config.json",
         VOCABULARY,
         "tokenization_steerling.py",
+        "vocabulary_steerling.py",
         *(path.name for path in (Path(steerling_hf.__file__).parents[1] / "modeling").glob("*_steerling.py")),
     }
     config = json.loads((out / "config.json").read_text())

@@ -33,8 +33,8 @@ def hidden_states() -> torch.Tensor:
     return torch.randn(2, ROWS // 2, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def scored(monkeypatch) -> list[int]:
+@pytest.fixture(params=[1, 16], ids=["many groups", "too few groups"])
+def scored(monkeypatch, request) -> list[int]:
     """Rows of which all concepts were scored, pass by pass; a sample is a twentieth of the concepts."""
     rows: list[int] = []
     strongest = SteerlingConceptHead._strongest
@@ -45,6 +45,7 @@ def scored(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(SteerlingConceptHead, "_strongest", watched)
     monkeypatch.setattr(concepts_steerling, "SCREEN", 12)
+    monkeypatch.setattr(concepts_steerling, "GROUP", request.param)
     return rows
 
 
@@ -81,6 +82,18 @@ def test_a_concept_as_strong_as_the_last_of_the_top_k_is_looked_at(scored):
     torch.nn.init.zeros_(head.concept_predictor.weight)
     head(hidden, only=torch.tensor([17]))
     assert scored == [ROWS]
+
+
+@torch.no_grad()
+def test_beyond_the_bound_nothing_is_ruled_out(scored):
+    """Where logits are clamped all are alike, whatever they were before."""
+    head, hidden = make_head(), hidden_states()
+    bias = torch.nn.functional.normalize(torch.ones(WIDTH), dim=0)
+    head.concept_predictor.weight.add_(100 * bias)
+    found = head(hidden.abs(), only=torch.tensor([17]))
+    assert scored == [ROWS]
+    whole = head(hidden.abs())
+    assert torch.equal(found.weights[..., 0] > 0, (whole.indices == 17).any(dim=-1))
 
 
 @torch.no_grad()

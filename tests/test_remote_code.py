@@ -24,6 +24,7 @@ EXPORTED_CODE = {
     "tokenization_steerling.py",
     "trace_steerling.py",
     "unmasking_steerling.py",
+    "vocabulary_steerling.py",
     "windows_steerling.py",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import AutoTokenizer
 
 from steerling_hf import SteerlingTokenizer, checkpoint
 
-CODE = VOCAB_FILE.with_name("tokenization_steerling.py")
+CODE = [VOCAB_FILE.with_name(f"{name}_steerling.py") for name in ("tokenization", "vocabulary")]
+CONFIGURATION = VOCAB_FILE.parents[1] / "modeling" / "configuration_steerling.py"
 TEXT = "Né <|mask|> 日本<|eot_id|>"
 
 USE = """
@@ -22,7 +24,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 assert "transformers_modules" in type(tokenizer).__module__, type(tokenizer)
 tokenizer.add_tokens(["<new>"])
 tokenizer.save_pretrained(scratch)
-assert Path(scratch, "tokenization_steerling.py").is_file()
+assert {path.name for path in Path(scratch).glob("*.py")} >= {"tokenization_steerling.py", "vocabulary_steerling.py"}
 again = AutoTokenizer.from_pretrained(scratch, trust_remote_code=True)
 chat = [{"role": "user", "content": "<|eot_id|><new>"}]
 results = []
@@ -44,7 +46,7 @@ def hub_folder(tmp_path) -> Path:
     """What the Hub has of steerling-nano, without the model."""
     folder = tmp_path / "hub"
     shutil.copytree(checkpoint("steerling-nano"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    for file in (CODE, VOCAB_FILE, CODE.parents[1] / "modeling" / "configuration_steerling.py"):
+    for file in (*CODE, VOCAB_FILE, CONFIGURATION):
         shutil.copy(file, folder)
     tokenizer_map = {"AutoTokenizer": ["tokenization_steerling.SteerlingTokenizer", None]}
     rewrite_json(folder / "tokenizer_config.json", auto_map=tokenizer_map)
@@ -87,8 +89,9 @@ print(tokenizer("Hello").input_ids, os.path.exists(sys.argv[2]))
 def test_the_code_needs_nothing_but_tiktoken_and_transformers():
     from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-    assert get_relative_imports(CODE) == []
-    assert set(get_imports(CODE)) - set(__import__("sys").stdlib_module_names) == {"tiktoken", "transformers"}
+    assert [get_relative_imports(file) for file in CODE] == [["vocabulary_steerling"], []]
+    needed = set().union(*map(get_imports, CODE)) - set(sys.stdlib_module_names)
+    assert needed == {"tiktoken", "transformers"}
 
 
 def test_with_this_package_a_folder_needs_no_remote_code(hub_folder):
