@@ -7,6 +7,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import DynamicCache
 
+# Where all backward passes through the common part are one, because narrow products are slow there.
+BATCHED_ON = ("cpu",)
 # From embeddings (m, L, D) to the keys and values of their positions.
 Read = Callable[[torch.Tensor], DynamicCache]
 
@@ -68,8 +70,7 @@ class _Shared(torch.autograd.Function):
         upstream = [part.new_zeros(int(turns.max()) + 1, *part.shape) for part in ctx.states]
         for part, own in zip(upstream, gradients):
             part[turns, ctx.kinds] = own
-        if ctx.begin.device.type == "cpu":
-            # All turns at once: CPUs are slow at narrow products.
+        if ctx.begin.device.type in BATCHED_ON:
             (found,) = torch.autograd.grad(ctx.states, ctx.begin, upstream, is_grads_batched=True)
         else:
             of_turns = [

@@ -19,8 +19,9 @@ from .concept_labels import RELEASED_LABELS
 from .embeddings import KINDS as EMBEDDINGS
 from .outlines import printable
 from .trace_documents import ENDINGS, read_documents
+from .trace_engine import EMBEDDED_KINDS
+from .trace_filter import expression
 from .trace_index import SEARCHES, Trace, TraceIndex
-from .trace_store import EMBEDDED_KINDS, expression
 
 TOKEN = "MILVUS_TOKEN"
 CONDITION = re.compile(r"([\w.-]+)=([^=].*)", re.DOTALL)

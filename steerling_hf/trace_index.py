@@ -20,7 +20,9 @@ from .concept_statistics import check_positive
 from .embeddings import KINDS as EMBEDDINGS
 from .fingerprint import concept_fingerprint
 from .trace_documents import chunks_of, read_documents
-from .trace_store import IndexInfo, TraceStore, expression
+from .trace_engine import TraceEngine
+from .trace_filter import expression
+from .trace_store import IndexInfo, TraceStore
 from .trace_vectors import TraceVectors, trace_vectors
 
 if TYPE_CHECKING:
@@ -170,7 +172,8 @@ class TraceIndex:
         self, uri: str, token: str | None = None, collection: str = "steerling_documents", timeout: float = 10
     ):
         self.uri = str(uri)
-        self._connection = (self.uri, token, collection, timeout)
+        self._collection = collection
+        self._connection = (self.uri, token, timeout)
         self._store: TraceStore | None = None
         self._info: IndexInfo | None = None
         # What does not exist can still be built.
@@ -190,7 +193,7 @@ class TraceIndex:
     def close(self) -> None:
         """Disconnect, so that another process can open the files of an embedded engine."""
         if self._store is not None:
-            self._store.close()
+            self._store.engine.close()
         self._store = self._info = None
 
     @property
@@ -401,7 +404,7 @@ class TraceIndex:
     def _prepare(self, info: IndexInfo) -> TraceStore:
         """The store, with a collection for these vectors."""
         store = self._open(create=True)
-        store.check_index(info.index)
+        store.engine.check_index(info.index)
         if self._find() is None:
             try:
                 store.create(info)
@@ -441,7 +444,7 @@ class TraceIndex:
 
     def _open(self, create: bool) -> TraceStore:
         if self._store is None:
-            self._store = TraceStore(*self._connection, create=create)
+            self._store = TraceStore(TraceEngine(*self._connection, create=create), self._collection)
         return self._store
 
     def _find(self) -> IndexInfo | None:

@@ -382,6 +382,14 @@ def test_what_targets_have_in_common_is_computed_once(model, settings, method, m
     assert spent < (0.85 if method == "adaptive" else 0.65) * sum(lengths)
 
 
+def test_backward_passes_one_after_the_other_give_the_same(model, monkeypatch):
+    """As on accelerators."""
+    trace = trace_of(model, **LONG)
+    batched = attribute_inputs(model, trace, n_steps=4)
+    monkeypatch.setattr("steerling_hf.shared_prefix.BATCHED_ON", ())
+    assert relative(attribute_inputs(model, trace, n_steps=4).scores, batched.scores) < 1e-5
+
+
 def test_nothing_is_shared_that_depends_on_the_step(model):
     """The second row of a guided pass is steered at its masked prompt, until the cutoff."""
     trace = trace_of(model, **LONG, **GUIDED_AND_STEERED)

@@ -8,8 +8,6 @@ from reference.cases import GENERATIONS, case_named, make_prompt
 from reference.compare import generation_disagreement, our_generation
 from reference.loaded import loaded_models
 
-import steerling_hf  # noqa: F401  (registers the Auto classes)
-
 RECORD = json.loads((Path(__file__).parent / "reference" / "outputs" / "record.json").read_text())["generations"]
 
 

@@ -26,8 +26,6 @@ from reference.loaded import loaded_models
 from safetensors.torch import load_file
 from steerling_hf.modeling.steering_steerling import operation_from_dict
 
-import steerling_hf  # noqa: F401  (registers the Auto classes)
-
 OUTPUTS = Path(__file__).parent / "reference" / "outputs" / "steered"
 RECORD = json.loads((OUTPUTS / "record.json").read_text())
 

@@ -13,8 +13,10 @@ from conftest import make_model
 
 from steerling_hf import ConceptCatalog, concept_vectors, embed
 from steerling_hf.concept_labels import Concept
+from steerling_hf.trace_engine import EMBEDDED_KINDS
+from steerling_hf.trace_filter import expression
 from steerling_hf.trace_index import MEANING, WRITTEN_AT_ONCE, TraceIndex
-from steerling_hf.trace_store import EMBEDDED_KINDS, TraceStore, expression
+from steerling_hf.trace_store import TraceStore
 from steerling_hf.trace_vectors import trace_vectors
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -443,7 +445,7 @@ def test_an_index_that_another_process_has_open(tmp_path, model, tokenizer):
     path = tmp_path / "index.db"
     with TraceIndex(path) as index:
         build(index, model, tokenizer)
-        code = f"from steerling_hf.trace_store import TraceStore; TraceStore({str(path)!r}, None, 'c', 5, False)"
+        code = f"from steerling_hf.trace_engine import TraceEngine; TraceEngine({str(path)!r}, None, 5, False)"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
         assert "another process has it open" in other.stderr.splitlines()[-1]
 

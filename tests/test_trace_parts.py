@@ -121,7 +121,7 @@ def test_an_index_that_was_made_as_one_collection_goes_on_in_parts(path, model, 
     assert build(path, model, tokenizer) == 0
 
 
-@pytest.mark.parametrize("step", ["finish", "_note_keys", "_reopen", "create", "_make_ready"])
+@pytest.mark.parametrize("step", ["finish", "_note_keys", "_forget", "create", "_make_ready"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_between_parts_and_resumed(step, when, path, model, tokenizer, in_parts, monkeypatch):
     begin, real = TraceStore._begin_part, getattr(TraceStore, step)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-import steerling_hf  # noqa: F401  (registers the Auto classes)
+from steerling_hf import SteerlingForDiffusionLM
 
 from .cases import make_weights
 from .folders import write_folder
@@ -20,7 +19,7 @@ def loaded_models(tmp_path_factory: Any, case_of: Callable[[str], Any]) -> Itera
         if name not in loaded:
             case, folder = case_of(name), tmp_path_factory.mktemp(name)
             write_folder(folder, case.config, make_weights(case.config, case.seed, case.weight_gain))
-            loaded[name] = AutoModelForCausalLM.from_pretrained(folder)
+            loaded[name] = SteerlingForDiffusionLM.from_pretrained(folder)
         return loaded[name]
 
     threads = torch.get_num_threads()
