@@ -30,6 +30,7 @@ from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
+from .prompts_steerling import check_prompt
 from .steered_steerling import SteerableMixin, operations_by_row
 from .trace_steerling import SteerlingTrace
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
@@ -401,7 +402,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         prompt = inputs if inputs is not None else model_kwargs.get("input_ids")
         mask = model_kwargs.get("attention_mask")
         if prompt is not None:
-            self._check_prompt(prompt, mask)
+            check_prompt(self.config, prompt, mask)
         elif mask is not None:
             raise ValueError("`attention_mask` is given without `input_ids`: leave it out, or give the prompts.")
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
@@ -412,49 +413,6 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             inputs = inputs.gather(1, order)
             model_kwargs = {**model_kwargs, "attention_mask": mask.to(device).gather(1, order)}
         return inputs, name, model_kwargs
-
-    def _check_prompt(self, prompt: Any, attention_mask: Any) -> None:
-        vocabulary, context, pad = self.config.vocab_size, self.config.block_size, self.config.pad_token_id
-        if not isinstance(prompt, torch.Tensor):
-            problem = f"is a {type(prompt).__name__}: use generate(**tokenizer(text, return_tensors='pt'))"
-        elif prompt.dim() != 2:
-            problem = f"has shape {tuple(prompt.shape)}: pass (rows, length)"
-        elif not prompt.numel():
-            problem = f"is empty, of shape {tuple(prompt.shape)}: pass at least one token, such as bos_token_id"
-        elif prompt.is_floating_point() or prompt.dtype == torch.bool:
-            problem = f"has dtype {prompt.dtype}: pass token ids as torch.long"
-        elif prompt.min() < 0 or prompt.max() >= vocabulary:
-            problem = f"has ids from {int(prompt.min())} to {int(prompt.max())}: use ids from 0 to {vocabulary - 1}"
-        elif attention_mask is None and pad is not None and (prompt == pad).any():
-            problem = "holds the padding token: pass `attention_mask`, ones where it is meant as text"
-        elif attention_mask is None and prompt.shape[1] > context:
-            problem = f"has {prompt.shape[1]} tokens for a context of {context}: shorten the prompt"
-        else:
-            problem = ""
-        if problem:
-            raise ValueError(f"`input_ids` {problem}.")
-        if attention_mask is not None:
-            self._check_attention_mask(prompt, attention_mask)
-
-    def _check_attention_mask(self, prompt: torch.Tensor, attention_mask: Any) -> None:
-        if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != prompt.shape:
-            shape = f"not a tensor of the shape of `input_ids`, {tuple(prompt.shape)}"
-            raise ValueError(f"`attention_mask` is {shape}: give one value per token.")
-        text = attention_mask.bool()
-        # Text begins once where it is in one piece, be it in the first column or later.
-        begins = text[:, 0].long() + (text[:, 1:] & ~text[:, :-1]).sum(dim=1)
-        if not bool(text.any(dim=1).all()):
-            row = int((~text.any(dim=1)).nonzero()[0])
-            raise ValueError(f"`attention_mask` leaves row {row} without a token: give every row a prompt.")
-        if bool((begins > 1).any()):
-            row = int((begins > 1).nonzero()[0])
-            raise ValueError(
-                f"`attention_mask` has zeros inside row {row}: padding may only be before or after a text."
-            )
-        longest = int(text.sum(dim=1).max())
-        if longest > self.config.block_size:
-            context = self.config.block_size
-            raise ValueError(f"`input_ids` has {longest} tokens for a context of {context}: shorten the prompt.")
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         new_tokens = generation_config.max_length - input_ids_length

@@ -170,6 +170,42 @@ def diffusion_loss(logits: torch.Tensor, batch: NoisedBatch, total: torch.Tensor
     return (nll * batch.weights[chosen].to(nll.device)).sum() / total
 
 
+def concept_loss(
+    config,
+    known_head: SteerlingConceptHead,
+    unknown_head: SteerlingConceptHead | None,
+    hidden: torch.Tensor,
+    weights: torch.Tensor,
+    concept_labels: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    Annotation and reconstruction losses of both heads, summed over positions.
+
+    Args:
+        config: The model's configuration, whose coefficients weigh the parts.
+        known_head, unknown_head: The heads.
+        hidden: (batch, time, D) last hidden states.
+        weights: (batch, time), what each position counts.
+        concept_labels: (batch, time, K) ids of the true concepts, `IGNORE_INDEX` where there are fewer.
+    """
+    counted = weights > 0
+    states, weights = hidden[counted], weights[counted]
+    known = known_head(states).features
+    # The known head explains what it can of a given state; then both shape the state into what they can explain.
+    missing = config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
+    if unknown_head is not None:
+        both = known + unknown_head(states).features
+        missing = missing + config.reconstruction_loss_coef * unexplained(states, both)
+    loss = (weights * missing).sum()
+    if concept_labels is not None:
+        concepts = concept_labels[counted]
+        annotated = (concepts != IGNORE_INDEX).any(-1)
+        if annotated.any():
+            parts = (states[annotated], concepts[annotated], weights[annotated])
+            loss = loss + config.known_loss_coef * annotation_loss(known_head, *parts)
+    return loss
+
+
 def annotation_loss(
     head: SteerlingConceptHead, hidden: torch.Tensor, concept_labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
@@ -255,6 +291,7 @@ __all__ = [
     "NoisedBatch",
     "annotation_loss",
     "check_concept_labels",
+    "concept_loss",
     "diffusion_loss",
     "draw_noise",
     "encode",

@@ -1,327 +1,26 @@
 """Steerling: a block-causal masked-diffusion language model whose last hidden state is a sum of named concepts."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import Cache
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .concepts_steerling import SteerlingConceptHead, SteerlingConceptTable, SteerlingResidual
-from .configuration_steerling import SteerlingConfig
+from .backbone_steerling import SteerlingModel, SteerlingPreTrainedModel
+from .concepts_steerling import SteerlingConceptHead, SteerlingResidual
 from .generation_steerling import SteerlingGenerationMixin
 from .loss_steerling import (
     IGNORE_INDEX,
     NoisedBatch,
-    annotation_loss,
     check_concept_labels,
+    concept_loss,
     diffusion_loss,
     encode,
     noise_batch,
-    unexplained,
 )
 from .outputs_steerling import SteerlingConcepts, SteerlingOutput
-from .packing_steerling import SteerlingLinear
-
-ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
-
-
-class SteerlingRMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dtype = hidden_states.dtype
-        hidden_states = hidden_states.float()
-        variance = hidden_states.square().mean(-1, keepdim=True)
-        return (self.weight * (hidden_states * torch.rsqrt(variance + self.eps))).to(dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.eps}"
-
-
-def make_norm(config, width: int) -> nn.Module:
-    """The configuration's norm over `width` features; the released LayerNorm variant fixes its epsilon at 1e-5."""
-    return SteerlingRMSNorm(width, config.norm_eps) if config.use_rms_norm else nn.LayerNorm(width)
-
-
-class SteerlingRotaryEmbedding(nn.Module):
-    inv_freq: torch.Tensor
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.register_buffer("inv_freq", self.inverse_frequencies(), persistent=False)
-
-    def inverse_frequencies(self) -> torch.Tensor:
-        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
-        return 1.0 / self.config.rope_base**exponents
-
-    @torch.no_grad()
-    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, float32, of shape (B, 1, T, head size)."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
-
-
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, full_precision: bool) -> torch.Tensor:
-    """Half-split rotary embedding (Su et al. 2021, arXiv:2104.09864) of (B, heads, T, head size)."""
-    dtype = states.dtype
-    if full_precision:
-        states = states.float()
-    else:
-        cos, sin = cos.to(dtype), sin.to(dtype)
-    first, second = states.chunk(2, dim=-1)
-    return (states * cos + torch.cat((-second, first), dim=-1) * sin).to(dtype)
-
-
-def eager_attention_forward(
-    module: "SteerlingAttention",
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class SteerlingResidualProjection(SteerlingLinear):
-    """A linear layer whose output is added to the residual stream; it differs in its fresh weights only."""
-
-
-class SteerlingAttention(nn.Module):
-    """Grouped-query attention over packed projections; the mask says which blocks are visible."""
-
-    def __init__(self, config, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.kv_heads = config.n_kv_heads or config.n_head
-        self.num_key_value_groups = config.n_head // self.kv_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.c_attn = SteerlingLinear(
-            config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias
-        )
-        self.c_proj = SteerlingResidualProjection(config.n_embd, config.n_embd, config.use_bias)
-        if config.use_qk_norm:
-            self.q_norm = make_norm(config, self.head_dim)
-            self.k_norm = make_norm(config, self.head_dim)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packed = self.c_attn(hidden_states)
-        if self.config.clip_qkv is not None:
-            packed = packed.clamp(-self.config.clip_qkv, self.config.clip_qkv)
-        heads = packed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = heads.split((self.config.n_head, self.kv_heads, self.kv_heads), dim=1)
-        if self.config.use_qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        if position_embeddings is not None:
-            query = rotate(query, *position_embeddings, self.config.rope_full_precision)
-            key = rotate(key, *position_embeddings, self.config.rope_full_precision)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False, **kwargs
-        )
-        return self.c_proj(output.reshape(hidden_states.shape)), weights
-
-
-class SteerlingMLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.gated = config.mlp_type == "swiglu"
-        self.c_fc = SteerlingLinear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
-        self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
-        self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = self.c_fc(hidden_states)
-        if self.gated:
-            up, gate = inner.chunk(2, dim=-1)
-            return self.c_proj(self.activation(gate) * up)
-        return self.c_proj(self.activation(inner))
-
-
-class SteerlingBlock(GradientCheckpointingLayer):
-    def __init__(self, config, layer_idx: int):
-        super().__init__()
-        self.norm_first = config.norm_order == "pre"
-        self.ln_1 = make_norm(config, config.n_embd)
-        self.attn = SteerlingAttention(config, layer_idx)
-        self.ln_2 = make_norm(config, config.n_embd)
-        self.mlp = SteerlingMLP(config)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        if self.norm_first:
-            hidden_states = hidden_states + self.attn(self.ln_1(hidden_states), **kwargs)[0]
-            return hidden_states + self.mlp(self.ln_2(hidden_states))
-        hidden_states = hidden_states + self.ln_1(self.attn(hidden_states, **kwargs)[0])
-        return hidden_states + self.ln_2(self.mlp(hidden_states))
-
-
-class SteerlingPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation of Steerling models."""
-
-    config: SteerlingConfig
-    config_class = SteerlingConfig
-    base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["SteerlingBlock", "SteerlingConceptHead"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": SteerlingBlock, "attentions": SteerlingAttention}
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, SteerlingResidualProjection):
-            # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
-            std = std / (2 * self.config.n_layers) ** 0.5
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.Embedding, SteerlingConceptTable)):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, (SteerlingRMSNorm, nn.LayerNorm)):
-            init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm) and module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, SteerlingRotaryEmbedding):
-            init.copy_(module.inv_freq, module.inverse_frequencies())
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.get_submodule("tok_emb")
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.tok_emb = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.base_model.get_submodule("lm_head")
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.base_model.lm_head = new_embeddings
-
-
-class SteerlingModel(SteerlingPreTrainedModel):
-    """
-    The backbone: block-causal transformer and, because released checkpoints keep it here, the vocabulary projection.
-
-    Position i sees position j iff `i // diff_block_size >= j // diff_block_size`: both ways inside a block, causally
-    across blocks, on a grid fixed to absolute positions.
-    """
-
-    _tied_weights_keys = {"lm_head.weight": "tok_emb.weight"}
-
-    def __init__(self, config):
-        super().__init__(config)
-        config.check()
-        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
-        self.ln_f = make_norm(config, config.n_embd)
-        self.lm_head = SteerlingLinear(config.n_embd, config.vocab_size, bias=False)
-        self.rotary_emb = SteerlingRotaryEmbedding(config)
-        self.gradient_checkpointing = False
-        # The tied copy is left out of files, and Trainer is told not to miss it there.
-        self._keys_to_ignore_on_save = ["lm_head.weight"] if config.weight_sharing else None
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """
-        Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
-        (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
-        reads under the key "full_attention" of a dictionary, `None` if all is visible.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self.tok_emb(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
-        rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
-        hidden_states = inputs_embeds
-        for block in self.blocks:
-            hidden_states = block(
-                hidden_states,
-                attention_mask=mask,
-                position_embeddings=rotation,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
-
-    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, past_key_values):
-        """The mask that attention reads, and the (B, T) positions of the tokens."""
-        if isinstance(attention_mask, dict):
-            return attention_mask["full_attention"], position_ids
-        batch, time = inputs_embeds.shape[:2]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            block_sequence_ids=key_positions // self.config.diff_block_size,
-        )
-        return mask, key_positions[:, past:] if position_ids is None else position_ids
-
-    @staticmethod
-    def _key_positions(attention_mask, position_ids, batch: int, length: int, device) -> torch.Tensor:
-        """Position in its row of every cached or new token: (B, length)."""
-        if position_ids is not None and position_ids.shape[1] == length:
-            return position_ids.expand(batch, -1)
-        if attention_mask is not None and attention_mask.dim() == 2:
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        return torch.arange(length, device=device).expand(batch, -1)
 
 
 class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
@@ -530,29 +229,9 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         loss = bound
         if self.known_head is not None:
             weights = batch.concept_weights().to(hidden.device)
-            loss = loss + self._concept_loss(self.known_head, hidden, weights, concept_labels) / total
+            heads = (self.known_head, self.unknown_head)
+            loss = loss + concept_loss(self.config, *heads, hidden, weights, concept_labels) / total
         return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
-
-    def _concept_loss(
-        self, known_head: SteerlingConceptHead, hidden: torch.Tensor, weights: torch.Tensor, concept_labels
-    ) -> torch.Tensor:
-        """Annotation and reconstruction losses of both heads, summed over positions of weights (B, T)."""
-        counted = weights > 0
-        states, weights = hidden[counted], weights[counted]
-        known = known_head(states).features
-        # The known head explains what it can of a given state; then both shape the state into what they can explain.
-        missing = self.config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
-        if self.unknown_head is not None:
-            both = known + self.unknown_head(states).features
-            missing = missing + self.config.reconstruction_loss_coef * unexplained(states, both)
-        loss = (weights * missing).sum()
-        if concept_labels is not None:
-            concepts = concept_labels[counted]
-            annotated = (concepts != IGNORE_INDEX).any(-1)
-            if annotated.any():
-                parts = (states[annotated], concepts[annotated], weights[annotated])
-                loss = loss + self.config.known_loss_coef * annotation_loss(known_head, *parts)
-        return loss
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -591,7 +270,5 @@ def _run(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torc
 __all__ = [
     "SteerlingConcepts",
     "SteerlingForDiffusionLM",
-    "SteerlingModel",
     "SteerlingOutput",
-    "SteerlingPreTrainedModel",
 ]

@@ -9,7 +9,8 @@ import torch
 
 from .canvas_steerling import Canvas
 from .hooks_steerling import ForwardContext, Places, SteeringReport
-from .steering_steerling import HookBuilder, Operation, device_of
+from .lookup_steerling import device_of
+from .steering_steerling import HookBuilder, Operation
 
 
 class SteeringHandle:

@@ -29,21 +29,14 @@ from .modeling.cache_steerling import SteerlingCache
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
-from .modeling.steering_steerling import (
-    Amplify,
-    Condition,
-    Imitate,
-    Inject,
-    SetConcepts,
-    Suppress,
-    SuppressTokens,
-)
+from .modeling.steering_steerling import Amplify, Condition, Imitate, Inject, SetConcepts, Suppress, SuppressTokens
 from .recipe import SteeringRecipe
 from .registration import register
 from .remedies import Remedy
 from .strength_search import search_strength
 from .tokenization.tokenization_steerling import SteerlingTokenizer
-from .trace_index import Trace, TraceHit, TraceIndex
+from .trace_index import TraceIndex
+from .trace_results import Trace, TraceHit
 from .training import DiffusionCollator
 
 __version__ = "0.1.0"

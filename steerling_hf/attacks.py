@@ -16,8 +16,8 @@ from .attack_report import AttackError, AttackRecord, AttackReport, TextQuality,
 from .chat import chat_inputs
 from .concept_statistics import check_positive
 from .judges import Judge, pad_left
+from .modeling.lookup_steerling import device_of
 from .modeling.steered_steerling import flatten_operations
-from .modeling.steering_steerling import device_of
 from .strength_search import text_fluency
 
 Broken = Callable[[AttackPrompt, str], tuple[int, int]]

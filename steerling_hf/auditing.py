@@ -20,7 +20,8 @@ from .explanation import Explanation, in_frame
 from .files import check_file, write_whole
 from .remedies import Remedy, find_remedies
 from .report import render_report
-from .trace_index import MEANING, SharedConcept, SourceShare, Trace, TraceHit, TraceIndex, sources_of
+from .trace_index import TraceIndex
+from .trace_results import MEANING, SharedConcept, SourceShare, Trace, TraceHit, sources_of
 
 FORMAT = 1
 ENDINGS = (".html", ".json")

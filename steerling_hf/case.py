@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .modeling.steering_steerling import Operation, device_of, embed_concepts, split_concepts
+from .modeling.lookup_steerling import device_of, embed_concepts, split_concepts
+from .modeling.steering_steerling import Operation
 from .modes import reading
 from .strength_search import text_fluency
 

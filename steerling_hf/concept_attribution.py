@@ -7,8 +7,8 @@ import torch
 from tqdm import tqdm
 
 from .modeling.attribution_steerling import SteerlingAttributions, attribute_logits
+from .modeling.lookup_steerling import device_of
 from .modeling.outputs_steerling import SteerlingConcepts
-from .modeling.steering_steerling import device_of
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from .concept_labels import Concept
-from .modeling.steering_steerling import device_of
+from .modeling.lookup_steerling import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from .concept_statistics import HEAD_POSITIONS, check_positive, heads_of
-from .modeling.steering_steerling import device_of
+from .modeling.lookup_steerling import device_of
 from .modes import reading
 
 if TYPE_CHECKING:

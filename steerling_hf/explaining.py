@@ -17,7 +17,7 @@ from .explanation import AnswerToken, Chunk, ConceptShare, Explanation, PromptTo
 from .fingerprint import concept_fingerprint
 from .input_attribution import InputAttributions, attribute_inputs
 from .modeling.attribution_steerling import SteerlingAttributions
-from .modeling.steering_steerling import device_of
+from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 
 CONCEPTS_KEPT = 64  # of each head

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .modeling.steering_steerling import SetConcepts, split_concepts
+from .modeling.lookup_steerling import split_concepts
+from .modeling.steering_steerling import SetConcepts
 from .modeling.trace_steerling import SteerlingTrace
 from .replay import Replay, alike, replay, saved_bytes
 

@@ -12,7 +12,7 @@ import torch
 from .attack_prompts import AttackPrompt
 from .concept_statistics import check_positive
 from .judge_formats import FORMATS, JudgeFormat, Verdict
-from .modeling.steering_steerling import device_of
+from .modeling.lookup_steerling import device_of
 
 Judge = Callable[[Sequence[AttackPrompt], Sequence[str]], Sequence[Verdict]]
 Rule = Callable[[AttackPrompt, str], bool]

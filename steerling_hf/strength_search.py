@@ -10,7 +10,8 @@ import torch
 from tqdm import tqdm
 
 from .files import check_file, write_whole
-from .modeling.steering_steerling import Operation, device_of
+from .modeling.lookup_steerling import device_of
+from .modeling.steering_steerling import Operation
 from .plots import line_plot
 
 # Every so many-th token is masked at once when a text's fluency is measured, and predicted from all others.

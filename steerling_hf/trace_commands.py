@@ -21,7 +21,8 @@ from .outlines import printable
 from .trace_documents import ENDINGS, read_documents
 from .trace_engine import EMBEDDED_KINDS
 from .trace_filter import expression
-from .trace_index import SEARCHES, Trace, TraceIndex
+from .trace_index import SEARCHES, TraceIndex
+from .trace_results import Trace
 
 TOKEN = "MILVUS_TOKEN"
 CONDITION = re.compile(r"([\w.-]+)=([^=].*)", re.DOTALL)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import torch
 from tqdm import tqdm
 
 from .concept_statistics import check_positive
@@ -22,6 +21,7 @@ from .fingerprint import concept_fingerprint
 from .trace_documents import chunks_of, read_documents
 from .trace_engine import TraceEngine
 from .trace_filter import expression
+from .trace_results import Trace, hit_of, ranked
 from .trace_store import IndexInfo, TraceStore
 from .trace_vectors import TraceVectors, trace_vectors
 
@@ -34,15 +34,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEARCHES = ("dense", "sparse", "hybrid")
-MEANING = (
-    "Scores are similarities in the model's own concept space. They say which training documents a text is like, not which "
-    "documents caused it."
-)
 # Chunks that are looked up, embedded and written together; a kill costs no more than these.
 WRITTEN_AT_ONCE = 512
 # Milvus returns no more.
 MOST_HITS = 4096
-SHARED_CONCEPTS = 10
 # A hybrid search takes the best of either kind from so many candidates.
 CANDIDATES = 4
 
@@ -61,87 +56,6 @@ class BuildReport:
     documents: int
     chunks: int
     added: int
-
-
-@dataclass(frozen=True)
-class SharedConcept:
-    """
-    A concept of both texts.
-
-    Args:
-        id: The concept's.
-        name: From the catalog, if one was given and it has one.
-        part: The product of its weights in both texts. The parts of all shared concepts sum to the sparse score.
-    """
-
-    id: int
-    name: str | None
-    part: float
-
-
-@dataclass(frozen=True)
-class TraceHit:
-    """
-    A chunk of a training document, and how like the query it is; this is similarity, not causal influence.
-
-    Args:
-        text, source, metadata: The chunk, and its document's.
-        score: 0..1, by which hits are ranked: the dense score, the sparse score, or the mean of both ("hybrid").
-        dense_score: (1 + cosine of the embeddings) / 2: 1 for the same direction, 0.5 for unrelated ones.
-        sparse_score: Cosine of the concepts' weights, none of which is negative: 1 for the same concepts in the same
-            proportions, 0 for none in common.
-        concepts: The shared concepts with the largest parts of the sparse score, largest first.
-    """
-
-    text: str
-    source: str
-    metadata: dict[str, Any]
-    score: float
-    dense_score: float
-    sparse_score: float
-    concepts: tuple[SharedConcept, ...]
-
-
-@dataclass(frozen=True)
-class SourceShare:
-    """
-    Hits of one source.
-
-    Args:
-        source: The source, or the value of the metadata field that hits were grouped by.
-        share: Its part of the sum of all hits' scores.
-        score: Its best hit's score.
-        hits: Number of its hits.
-    """
-
-    source: Any
-    share: float
-    score: float
-    hits: int
-
-
-@dataclass(frozen=True)
-class Trace:
-    """
-    Training documents like a text; this is similarity, not causal influence (see `meaning`).
-
-    Args:
-        text: The query; None if vectors were given.
-        kind: "dense", "sparse" or "hybrid".
-        hits: Best first.
-        sources: The distribution over sources, largest share first.
-        meaning: What scores say, and what they do not.
-    """
-
-    text: str | None
-    kind: str
-    hits: tuple[TraceHit, ...]
-    sources: tuple[SourceShare, ...]
-    meaning: str = MEANING
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
-        return asdict(self)
 
 
 class TraceIndex:
@@ -349,7 +263,7 @@ class TraceIndex:
         found = self._candidates(store, info, vectors, k, kind, wanted)
         queries = zip(texts, vectors.dense, vectors.sparse(), found)
         traces = [
-            _trace(query, kind, [_hit(row, dense, sparse, kind, catalog) for row in rows], k, by)
+            ranked(query, kind, [hit_of(row, dense, sparse, kind, catalog) for row in rows], k, by)
             for query, dense, sparse, rows in queries
         ]
         return traces[0] if single else traces
@@ -485,48 +399,4 @@ def _rows(
             yield {"id": key, "text": chunk, "source": document.source, "metadata": metadata}
 
 
-def _hit(
-    row: dict[str, Any], dense: torch.Tensor, sparse: dict[int, float], kind: str, catalog: ConceptCatalog | None
-) -> TraceHit:
-    # From the vectors themselves, so that scores do not depend on how an index rounds.
-    cosine = float(torch.nn.functional.cosine_similarity(dense, torch.tensor(row["dense"]), dim=0))
-    scores = {"dense": _unit((1 + cosine) / 2)}
-    parts = {int(i): weight * sparse[int(i)] for i, weight in row["sparse"].items() if int(i) in sparse}
-    scores["sparse"] = _unit(sum(parts.values()))
-    scores["hybrid"] = (scores["dense"] + scores["sparse"]) / 2
-    best = sorted(parts, key=lambda i: (-parts[i], i))[:SHARED_CONCEPTS]
-    return TraceHit(
-        text=row["text"],
-        source=row["source"],
-        metadata=dict(row["metadata"] or {}),
-        score=scores[kind],
-        dense_score=scores["dense"],
-        sparse_score=scores["sparse"],
-        concepts=tuple(SharedConcept(i, (catalog[i].name or None) if catalog else None, parts[i]) for i in best),
-    )
-
-
-def _trace(text: str | None, kind: str, hits: list[TraceHit], k: int, by: str) -> Trace:
-    # Equal scores keep one order, whatever the engine's.
-    ranked = sorted(hits, key=lambda hit: (-hit.score, hit.source, hit.text))[:k]
-    return Trace(text, kind, tuple(ranked), sources_of(ranked, by))
-
-
-def sources_of(hits: Sequence[TraceHit], by: str = "source") -> tuple[SourceShare, ...]:
-    """The distribution of hits over sources, or over the values of a field of their metadata; the largest share first."""
-    groups: dict[Any, list[float]] = {}
-    for hit in hits:
-        value = hit.source if by == "source" else hit.metadata.get(by)
-        groups.setdefault(value if isinstance(value, str | int | float | bool | None) else str(value), []).append(
-            hit.score
-        )
-    total = sum(hit.score for hit in hits) or 1.0
-    shares = [SourceShare(name, sum(scores) / total, max(scores), len(scores)) for name, scores in groups.items()]
-    return tuple(sorted(shares, key=lambda one: -one.share))
-
-
-def _unit(score: float) -> float:
-    return min(1.0, max(0.0, score))
-
-
-__all__ = ["MEANING", "BuildReport", "SharedConcept", "SourceShare", "Trace", "TraceHit", "TraceIndex"]
+__all__ = ["BuildReport", "TraceIndex"]

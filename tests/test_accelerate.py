@@ -2,13 +2,7 @@
 
 import pytest
 import torch
-from steerling_hf.modeling.steering_steerling import (
-    Condition,
-    Imitate,
-    Inject,
-    SetConcepts,
-    SuppressTokens,
-)
+from steerling_hf.modeling.steering_steerling import Condition, Imitate, Inject, SetConcepts, SuppressTokens
 
 from steerling_hf import SteerlingForDiffusionLM
 

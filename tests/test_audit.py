@@ -17,7 +17,7 @@ from steerling_hf import (
 )
 from steerling_hf.case import Case
 from steerling_hf.demo import encode, load
-from steerling_hf.trace_index import SharedConcept, Trace, TraceHit
+from steerling_hf.trace_results import SharedConcept, Trace, TraceHit
 
 QUESTION = "How do I contact Mara Ellison by phone?"
 CHAT = [{"role": "user", "content": QUESTION}]

@@ -7,6 +7,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 EXPORTED_CODE = {
     "attribution_steerling.py",
+    "backbone_steerling.py",
     "cache_steerling.py",
     "canvas_steerling.py",
     "concepts_steerling.py",
@@ -15,10 +16,12 @@ EXPORTED_CODE = {
     "generation_config_steerling.py",
     "generation_steerling.py",
     "hooks_steerling.py",
+    "lookup_steerling.py",
     "loss_steerling.py",
     "modeling_steerling.py",
     "outputs_steerling.py",
     "packing_steerling.py",
+    "prompts_steerling.py",
     "steered_steerling.py",
     "steering_steerling.py",
     "tokenization_steerling.py",

@@ -3,14 +3,8 @@
 import pytest
 import torch
 from generation_model import MASK, make_model, make_prompt
-from steerling_hf.modeling.steering_steerling import (
-    Imitate,
-    Inject,
-    SetConcepts,
-    SuppressTokens,
-    concept_direction,
-    project,
-)
+from steerling_hf.modeling.lookup_steerling import concept_direction, project
+from steerling_hf.modeling.steering_steerling import Imitate, Inject, SetConcepts, SuppressTokens
 
 # Which concepts of a head are reported and which form its features.
 TOP_K = {"topk_known": 4, "topk_known_features": 4, "unknown_topk": 6}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from generation_model import MASK, PAD, make_model, make_prompt
 from steering_cases import OPERATIONS
-from steerling_hf.modeling.steering_steerling import Imitate, Inject, SetConcepts, SuppressTokens, project
+from steerling_hf.modeling.lookup_steerling import project
+from steerling_hf.modeling.steering_steerling import Imitate, Inject, SetConcepts, SuppressTokens
 from transformers import DynamicCache
 
 # A row with masks inside and at the end, and one without any.

@@ -9,7 +9,7 @@ import pytest
 
 from steerling_hf import checkpoint
 from steerling_hf.cli import main
-from steerling_hf.trace_index import MEANING
+from steerling_hf.trace_results import MEANING
 
 pytest.importorskip("milvus_lite")
 

@@ -15,7 +15,8 @@ from steerling_hf import ConceptCatalog, concept_vectors, embed
 from steerling_hf.concept_labels import Concept
 from steerling_hf.trace_engine import EMBEDDED_KINDS
 from steerling_hf.trace_filter import expression
-from steerling_hf.trace_index import MEANING, WRITTEN_AT_ONCE, TraceIndex
+from steerling_hf.trace_index import WRITTEN_AT_ONCE, TraceIndex
+from steerling_hf.trace_results import MEANING
 from steerling_hf.trace_store import TraceStore
 from steerling_hf.trace_vectors import trace_vectors
 
