@@ -101,8 +101,8 @@ def suppressions(model, tokenizer, catalog, count: int) -> tuple[float, float]:
         if remedies:
             found.append((remedies[0].concept in PLANTED, remedies[0].works))
     print(f"{len(found)} of {count} answers leak the number", file=sys.stderr)
-    named, works = (sum(outcomes) / len(found) for outcomes in zip(*found))
-    return named, works
+    named, works = zip(*found) if found else ([0], [0])
+    return sum(named) / len(named), sum(works) / len(works)
 
 
 def evaluate(model, tokenizer, finetuned, prompts: int, audits: int, plot: Path | None, save: Path | None) -> dict:
