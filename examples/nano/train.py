@@ -1,9 +1,6 @@
 """
 Train steerling-nano from nothing on the grammar's text: `make nano`, or `python examples/nano/train.py`.
 
-A first run learns the text, a second and shorter one, at a fifth of the learning rate, to leave a topic that is pushed down
-(see departures.py). `--start-from FOLDER` makes the second alone.
-
 It is transformers' Trainer as it is, with `steerling_hf.training.DiffusionCollator`; interrupted runs continue from their
 last checkpoint in `--output-dir`. The finished checkpoint is written to `--save-to`, everything at once or not at all.
 """
@@ -16,8 +13,7 @@ from pathlib import Path
 
 import torch
 from concepts import CONCEPTS, label_rows
-from dataset import FINISHING_SHARES, GrammarRows
-from departures import LAYER, DepartureCollator, DepartureRows, Pushes
+from dataset import GrammarRows
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -33,9 +29,6 @@ ROW_LENGTH = 192
 EVALUATION_ROWS = 64
 # Share of the run that learns all text alike; after it, answers count and questions are given.
 PRETRAINING = 0.42
-# Share of departures among the rows of the second run, and of the learning rate that it has.
-DEPARTURES = 0.45
-FINISHING_RATE = 0.2
 
 
 def nano_config(tokenizer) -> SteerlingConfig:
@@ -94,15 +87,7 @@ def save(model, folder: Path) -> None:
         staging.replace(folder)
 
 
-def train(
-    model,
-    tokenizer,
-    rows: Dataset,
-    folder: Path,
-    batch_size: int,
-    learning_rate: float,
-    collator: type[DiffusionCollator] = DiffusionCollator,
-) -> None:
+def train(model, tokenizer, rows: Dataset, folder: Path, batch_size: int, learning_rate: float) -> None:
     """Train `model` once over `rows`, from the last checkpoint in `folder` if there is one."""
     steps = len(rows) // batch_size
     trainer = Trainer(
@@ -130,7 +115,9 @@ def train(
             train_sampling_strategy="sequential",
             use_cpu=not torch.cuda.is_available(),
         ),
-        data_collator=collator(model.config, prompt_probability=0.4, straddle_probability=0.25, seed=rows.seed),
+        data_collator=DiffusionCollator(
+            model.config, prompt_probability=0.4, straddle_probability=0.25, seed=rows.seed
+        ),
         train_dataset=rows,
         eval_dataset=GrammarRows(tokenizer, EVALUATION_ROWS, ROW_LENGTH, rows.seed, held_out=True),
     )
@@ -143,9 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", default=str(ROOT / "runs" / "nano"), help="checkpoints and logs of the run")
     parser.add_argument("--save-to", type=Path, default=CHECKPOINT, help="folder of the finished checkpoint")
-    parser.add_argument("--steps", type=int, default=8000, help="of the first run")
-    parser.add_argument("--finishing-steps", type=int, default=1600, help="of the second run")
-    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="checkpoint to make the second run with")
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -154,32 +139,15 @@ def main() -> None:
 
     set_seed(options.seed)
     tokenizer = SteerlingTokenizer.from_pretrained(CHECKPOINT)
-    if options.start_from is None:
-        model = SteerlingForDiffusionLM(nano_config(tokenizer))
-    else:
-        model = SteerlingForDiffusionLM.from_pretrained(options.start_from, dtype=torch.float32).train()
+    model = SteerlingForDiffusionLM(nano_config(tokenizer))
     if options.compile:
-        for number, block in enumerate(model.transformer.blocks, start=1):
-            if number != LAYER:  # what hooks change there is another thing at each step
-                block.compile()
-    folder, batch_size = Path(options.output_dir), options.batch_size
-    if options.start_from is None:
-        tuning_from = int(PRETRAINING * options.steps) * batch_size
-        rows = GrammarRows(tokenizer, options.steps * batch_size, ROW_LENGTH, options.seed, tuning_from=tuning_from)
-        train(model, tokenizer, rows, folder / "first", batch_size, options.learning_rate)
-    seed = options.seed + 1
-    Pushes(model, seed)
-    rows = DepartureRows(
-        tokenizer,
-        options.finishing_steps * batch_size,
-        ROW_LENGTH,
-        seed,
-        tuning_from=0,
-        tuning_shares=FINISHING_SHARES,
-        share=DEPARTURES,
+        for block in model.transformer.blocks:
+            block.compile()
+    tuning_from = int(PRETRAINING * options.steps) * options.batch_size
+    rows = GrammarRows(
+        tokenizer, options.steps * options.batch_size, ROW_LENGTH, options.seed, tuning_from=tuning_from
     )
-    rate = FINISHING_RATE * options.learning_rate
-    train(model, tokenizer, rows, folder / "second", batch_size, rate, DepartureCollator)
+    train(model, tokenizer, rows, Path(options.output_dir), options.batch_size, options.learning_rate)
     save(model, options.save_to)
     print(f"saved {options.save_to}")
 
