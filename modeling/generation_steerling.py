@@ -202,7 +202,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             phrases=self._forbidden_phrases(generation_config),
             guidance_scale=guidance_scale,
             ends=None if ends is None else ends.cpu(),
-            criteria=stopping_criteria or None,
+            criteria=(lambda text, scores: stopping_criteria(text.to(device), scores)) if stopping_criteria else None,
             deadline=None if generation_config.max_time is None else started + generation_config.max_time,
             log_probabilities=bool(generation_config.output_scores),
         )

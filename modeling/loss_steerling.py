@@ -101,8 +101,10 @@ def noise_batch(
     targets = labels != IGNORE_INDEX
     masked = input_ids == config.mask_token_id
     if noise_mask is None:
-        given = masked & targets
-        noise_mask = given if given.any() else draw_noise(targets, config.diff_block_size)
+        noise_mask = masked & targets
+        clean_rows = ~noise_mask.any(dim=-1, keepdim=True)
+        if clean_rows.any():
+            noise_mask = torch.where(clean_rows, draw_noise(targets, config.diff_block_size), noise_mask)
     noise_mask = noise_mask.bool()
     clean = torch.where(masked & targets, labels, input_ids)
     noised_targets = noise_mask & targets
@@ -190,19 +192,19 @@ def concept_loss(
     """
     counted = weights > 0
     states, weights = hidden[counted], weights[counted]
-    known = known_head(states).features
+    known = known_head(states).features.to(states.device)
     # The known head explains what it can of a given state; then both shape the state into what they can explain.
     missing = config.known_reconstruction_loss_coef * unexplained(states.detach(), known)
     if unknown_head is not None:
-        both = known + unknown_head(states).features
+        both = known + unknown_head(states).features.to(states.device)
         missing = missing + config.reconstruction_loss_coef * unexplained(states, both)
     loss = (weights * missing).sum()
     if concept_labels is not None:
-        concepts = concept_labels[counted]
+        concepts = concept_labels.to(states.device)[counted]
         annotated = (concepts != IGNORE_INDEX).any(-1)
         if annotated.any():
             parts = (states[annotated], concepts[annotated], weights[annotated])
-            loss = loss + config.known_loss_coef * annotation_loss(known_head, *parts)
+            loss = loss + config.known_loss_coef * annotation_loss(known_head, *parts).to(loss.device)
     return loss
 
 
@@ -223,6 +225,7 @@ def annotation_loss(
 
     def piece(states: torch.Tensor, concepts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         logits = head.logits(states)
+        concepts, weights = concepts.to(logits.device), weights.to(logits.device)
         true = logits.gather(-1, concepts.clamp(min=0)).masked_fill(concepts < 0, 0.0)
         return (weights * (F.softplus(logits).sum(-1) - true.sum(-1))).sum()
 

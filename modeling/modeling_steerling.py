@@ -103,8 +103,8 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             past_key_values: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
-                `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise;
-                otherwise noise is drawn from torch's global generator. Other masks stay masks for every block.
+                `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise of
+                the row; for other rows it is drawn from torch's global generator. Other masks stay masks for every block.
             concept_labels: (B, T, K) ids of the known concepts of each position, filled up with -100; a position without
                 any is not annotated. Positions without a label may be annotated, as a prompt is. Needs `labels`.
             noise_mask: (B, T) bool, the positions to mask, in place of drawn noise (a collator's choice).
@@ -225,12 +225,13 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             check_concept_labels(self.config, concept_labels, batch.noised)
         hidden = encode(self.transformer, self.config, batch, **kwargs)
         total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch
-        bound = diffusion_loss(self.compute_logits(hidden[batch.labels != IGNORE_INDEX]), batch, total)
+        noised = (batch.labels != IGNORE_INDEX).to(hidden.device)
+        bound = diffusion_loss(self.compute_logits(hidden[noised]), batch, total)
         loss = bound
         if self.known_head is not None:
             weights = batch.concept_weights().to(hidden.device)
             heads = (self.known_head, self.unknown_head)
-            loss = loss + concept_loss(self.config, *heads, hidden, weights, concept_labels) / total
+            loss = loss + concept_loss(self.config, *heads, hidden, weights, concept_labels).to(bound.device) / total
         return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
 
 

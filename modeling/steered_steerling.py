@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from .canvas_steerling import Canvas
 from .hooks_steerling import ForwardContext, Places, SteeringReport
 from .lookup_steerling import device_of
 from .steering_steerling import HookBuilder, Operation
+
+# Positions of texts in which conditions are weighed at a time.
+POSITIONS = 4096
 
 
 class SteeringHandle:
@@ -101,10 +105,13 @@ class Steering:
 
     def start(self, canvases: Sequence[Canvas]) -> None:
         """Before the first pass: which rows meet the conditions of which operations."""
-        prompts = [canvas.tokens[: canvas.prompt] for canvas in canvases]
+        same: dict[tuple[int, ...], list[int]] = {}
+        for canvas in canvases:
+            same.setdefault(tuple(canvas.tokens[: canvas.prompt].tolist()), []).append(canvas.index)
+        prompts = [torch.tensor(prompt) for prompt in same]
         mask = self.model.config.mask_token_id
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
-        self._weigh_conditions(ids, ids != mask, [canvas.index for canvas in canvases])
+        self._weigh_conditions(ids, ids != mask, list(same.values()))
         self.states = {canvas.index: self._state(canvas) for canvas in canvases}
 
     def changed(self, canvas: Canvas) -> bool:
@@ -181,10 +188,16 @@ class Steering:
                 "A steered model needs `input_ids`: `inputs_embeds` do not tell which positions are masked."
             )
         device, ids = ids.device, ids.cpu()
+        cache = given.get("past_key_values")
+        if cache is not None and cache.get_seq_length() and any(one.operation.condition for one in self.builders):
+            raise ValueError(
+                "`past_key_values` cannot be given to a model that is steered under a condition, which needs the whole text: "
+                "pass all of it, or use generate()."
+            )
         text, positions = self._text_and_positions(ids, given)
         masked = (ids == self.model.config.mask_token_id) & text
         with torch.no_grad():
-            self._weigh_conditions(ids, text & ~masked, list(range(len(ids))))
+            self._weigh_conditions(ids, text & ~masked, [[row] for row in range(len(ids))])
         noised = masked.any(-1, keepdim=True)
         first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
         zero = torch.zeros_like(positions)
@@ -214,14 +227,18 @@ class Steering:
         counted = (text.long().cumsum(-1) - 1)[:, past:]
         return text[:, past:], counted if positions is None else positions.cpu().expand(ids.shape)
 
-    def _weigh_conditions(self, ids: torch.Tensor, text: torch.Tensor, rows: list[int]) -> None:
-        device = device_of(self.model)
+    def _weigh_conditions(self, ids: torch.Tensor, text: torch.Tensor, rows: list[list[int]]) -> None:
+        """For texts (B, T) that each stand in some rows."""
+        device, at_once = device_of(self.model), max(1, POSITIONS // ids.shape[1])
         for builder in self.builders:
             condition = builder.operation.condition
             if condition is not None:
                 with self.announce(None):
-                    holds = condition.holds(self.model, ids.to(device), text.to(device))
-                allowed = {row for row, held in zip(rows, holds.tolist()) if held}
+                    holds = [
+                        condition.holds(self.model, some.to(device), real.to(device)).tolist()
+                        for some, real in zip(ids.split(at_once), text.split(at_once))
+                    ]
+                allowed = {row for own, held in zip(rows, chain(*holds)) if held for row in own}
                 builder.scope.rows = allowed if builder.rows is None else allowed & builder.rows
 
 

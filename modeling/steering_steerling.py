@@ -58,6 +58,7 @@ class Condition:
         output = head.forward(states)
         concept = torch.tensor([index], device=output.indices.device)
         weights = head.weights_of(states, output.indices, output.weights, concept)[:, 0]
+        text = text.to(weights.device)
         pooled = weights.new_zeros(text.shape).masked_scatter(text, weights)
         pooled = pooled.amax(-1) if self.pooling == "max" else pooled.sum(-1) / text.sum(-1).clamp(min=1)
         return pooled >= self.threshold

@@ -148,9 +148,11 @@ def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
 
         def checked(logits: torch.Tensor, count: int) -> torch.Tensor:
             chosen = own(logits, count)
-            if chosen.dtype != torch.long or chosen.dim() != 1 or not 0 < len(chosen.unique()) == len(chosen):
+            whole = chosen.dtype == torch.long and chosen.dim() == 1 and 0 < len(chosen.unique()) == len(chosen)
+            if not whole or chosen.min() < 0 or chosen.max() >= len(logits):
                 raise ValueError(
-                    f"`unmasking` chose {chosen!r} of {len(logits)} positions: a rule returns one or more distinct indices."
+                    f"`unmasking` chose {chosen!r} of {len(logits)} positions: a rule returns one or more distinct indices "
+                    f"from 0 to {len(logits) - 1}."
                 )
             return chosen
 

@@ -124,7 +124,9 @@ class WindowEncoder:
         """Take over what a window (1 or 2, W, D) has of the current block; what it has not is as it was."""
         block, start = canvas.blocks[0], canvas.computed
         if start <= block.start:
-            self.states[canvas.index] = window[:, block.start - start : block.stop - start]
+            own = window[:, block.start - start : block.stop - start]
+            # What a compiled step gives may be memory that the next one writes to (CUDA graphs).
+            self.states[canvas.index] = own if self.width is None else own.clone()
         else:
             # Into a new tensor: the old one may be a part of an earlier window.
             kept = self.states[canvas.index][:, : start - block.start]

@@ -20,7 +20,7 @@ from .explanation import Explanation, in_frame
 from .files import check_file, write_whole
 from .remedies import Remedy, find_remedies
 from .report import render_report
-from .trace_index import TraceIndex
+from .trace_index import TraceIndex, check_search
 from .trace_results import MEANING, SharedConcept, SourceShare, Trace, TraceHit, sources_of
 
 FORMAT = 1
@@ -258,6 +258,9 @@ def audit(
     settings = {"k": 5, **(trace or {})}
     if unknown := sorted(set(settings) - {"k", "kind", "where"}):
         raise ValueError(f"`trace` has {unknown}: give `k`, `kind` or `where`.")
+    if trace and index is None:
+        raise ValueError(f"`trace` is {dict(trace)}, but there is no index to search: give `index`, or leave it out.")
+    check_search(**settings)
     catalog = None if catalog is None else catalog.fit(model.config)
     if index is not None:
         index.check(model)

@@ -229,12 +229,13 @@ def _read_batch(
     # Padding is masked and its hidden states are dropped, so it may hold any token.
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device_of(model))
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device_of(model))
-    hidden = model.transformer(input_ids=padded, attention_mask=real).last_hidden_state[real.bool()]
+    hidden = model.transformer(input_ids=padded, attention_mask=real).last_hidden_state
+    hidden = hidden[real.bool().to(hidden.device)]
     indices, weights = [], []
     for piece in hidden.split(HEAD_POSITIONS):
         found = [(head(piece), first) for head, first in heads.values()]
-        indices.append(torch.cat([output.indices + first for output, first in found], dim=-1))
-        weights.append(torch.cat([output.weights.float() for output, _ in found], dim=-1))
+        indices.append(torch.cat([(output.indices + first).to(padded.device) for output, first in found], dim=-1))
+        weights.append(torch.cat([output.weights.float().to(padded.device) for output, _ in found], dim=-1))
     lengths = torch.tensor([len(row) for row in ids])
     return TokenConcepts(
         texts.repeat_interleave(lengths).to(device_of(model)),

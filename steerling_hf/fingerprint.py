@@ -40,4 +40,6 @@ def concept_fingerprint(model: Any) -> str:
 def _feed(weight: torch.Tensor, digest: Any) -> None:
     digest.update(str(tuple(weight.shape)).encode())
     for piece in weight.detach().split(PIECE):
-        digest.update(piece.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        # Through both half precisions, so that it does not matter in which of them weights were loaded.
+        halves = piece.to("cpu", torch.bfloat16).to(torch.float16)
+        digest.update(halves.contiguous().view(torch.int16).numpy().tobytes())

@@ -127,7 +127,8 @@ def search_strength(
         generation: For `model.generate`, such as `max_new_tokens` and `do_sample`.
 
     Raises:
-        ValueError: The operation has no such field, or not exactly one of `strengths` and `between` is given.
+        ValueError: The operation has no such field or cannot have such a strength, or not exactly one of `strengths` and
+            `between` is given, or an argument of `generation` is not yours to set.
     """
     if not hasattr(operation, field):
         raise ValueError(f"`field` is {field!r}, which {operation.name} does not have.")
@@ -135,12 +136,17 @@ def search_strength(
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
     if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
+    for name in ("steering", "num_return_sequences", "return_dict_in_generate"):
+        if name in generation:
+            raise ValueError(f"`{name}` cannot be given: search_strength sets it. Leave it out.")
+    for strength in strengths if strengths is not None else between or ():
+        change: dict[str, Any] = {field: strength}
+        replace(operation, **change).check(model.config)
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
-        change: dict[str, Any] = {field: strength}
-        chosen = replace(operation, **change)
-        output = model.generate(**inputs, steering=chosen, **generation)
+        chosen: dict[str, Any] = {field: strength}
+        output = model.generate(**inputs, steering=replace(operation, **chosen), **generation)
         texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         fluency = text_fluency(model, output, _text_mask(model, inputs.attention_mask, output))
         return StrengthTrial(strength, float(objective(texts)), fluency, tuple(texts))

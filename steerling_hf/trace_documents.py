@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def _read_items(items: Iterable[Any], text: str, source: str) -> Iterator[TraceD
         elif isinstance(item, TraceDocument):
             yield _checked(item, place)
         elif isinstance(item, str):
-            yield TraceDocument(item, place)
+            yield _checked(TraceDocument(item, place), place)
         else:
             yield _of_record(item, text, source, place, place)
 
@@ -208,16 +208,22 @@ def _of_record(record: Any, text: str, source: str, place: str, default: str) ->
 
 
 def _checked(document: TraceDocument, place: str) -> TraceDocument:
+    document = replace(document, text=_as_unicode(document.text), source=_as_unicode(document.source))
     size = len(document.source.encode())
     if size > MAX_SOURCE:
         raise ValueError(f"{place} has a source of {size} bytes: an index keeps {MAX_SOURCE}, so shorten it.")
     try:
-        size = len(json.dumps(document.metadata).encode())
+        size = len(json.dumps(document.metadata, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place} has metadata that is not JSON ({error}): convert or drop it.") from error
     if size > MAX_METADATA:
         raise ValueError(f"{place} has metadata of {size} bytes: an index keeps {MAX_METADATA}, so drop some fields.")
     return document
+
+
+def _as_unicode(text: str) -> str:
+    """Lone surrogates, which JSON can hold and UTF-8 cannot, as replacement characters; so does the tokenizer read them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 __all__ = ["TraceDocument", "chunks_of", "read_documents"]

@@ -237,12 +237,7 @@ class TraceIndex:
             ValueError: It is another model's; a text is empty or longer than the model's context; the filter cannot be read;
                 an argument is out of range.
         """
-        check_positive("k", k)
-        if k > MOST_HITS:
-            raise ValueError(f"`k` is {k}: an index returns no more than {MOST_HITS} hits.")
-        if kind not in SEARCHES:
-            raise ValueError(f"`kind` is {kind!r}: choose from {', '.join(map(repr, SEARCHES))}.")
-        wanted = expression(where)
+        wanted = check_search(k, kind, where)
         self.check(model)
         store, info = self._loaded(), self._find()
         assert info is not None
@@ -379,6 +374,21 @@ class TraceIndex:
         if self._find() is None:
             raise FileNotFoundError(f"There is no index at {self.uri!r}: build one first.")
         return store
+
+
+def check_search(k: int = 1, kind: str = "dense", where: str | Mapping[str, Any] | None = None) -> str:
+    """
+    The filter of a search as the engine reads it; for the arguments see `TraceIndex.trace`.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    check_positive("k", k)
+    if k > MOST_HITS:
+        raise ValueError(f"`k` is {k}: an index returns no more than {MOST_HITS} hits.")
+    if kind not in SEARCHES:
+        raise ValueError(f"`kind` is {kind!r}: choose from {', '.join(map(repr, SEARCHES))}.")
+    return expression(where)
 
 
 def _concepts(model: SteerlingForDiffusionLM) -> int:

@@ -203,6 +203,10 @@ def test_explain_text_agrees_with_the_logits(tiny_model, tokenizer):
     [
         ({"by": "word"}, ValueError, "`by` is 'word'"),
         ({"trace": {"kk": 5}}, ValueError, r"`trace` has \['kk'\]"),
+        ({"trace": {"kind": "sparse"}}, ValueError, "`trace` is {'kind': 'sparse'}, but there is no index"),
+        ({"trace": {"k": 0}, "index": TraceIndex("none.db")}, ValueError, "`k` is 0"),
+        ({"trace": {"kind": "spars"}, "index": TraceIndex("none.db")}, ValueError, "`kind` is 'spars'"),
+        ({"trace": {"where": {"n": None}}, "index": TraceIndex("none.db")}, ValueError, "`where` has None for 'n'"),
         ({"index": TraceIndex("none.db")}, FileNotFoundError, "none.db"),
         ({"catalog": ConceptCatalog([])}, ValueError, "This catalog has 0 known"),
     ],

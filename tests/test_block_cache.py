@@ -314,6 +314,31 @@ def test_a_compiled_step_is_compiled_once(model):
     assert not torch.equal(other.generate(make_prompt(13), **settings), expected[1])
 
 
+@pytest.mark.parametrize("length", range(1, 2 * BLOCK + 1))
+def test_a_compiled_step_may_write_where_its_last_output_was(model, length, monkeypatch):
+    """As CUDA graphs do."""
+
+    def reusing_memory(self, _options):
+        before = []
+
+        def step(**inputs):
+            for states in before:
+                states.fill_(torch.nan)
+            output = self.transformer(**inputs)
+            before[:] = [output.last_hidden_state]
+            return output
+
+        return step
+
+    monkeypatch.setattr(type(model), "_compiled_backbone", reusing_memory)
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    settings = {"max_new_tokens": 20, "steps": 7}
+    expected = model.generate(make_prompt(length), use_cache=False, **settings)
+    settings |= {"cache_implementation": "static", "compile_config": config}
+    assert torch.equal(model.generate(make_prompt(length), **settings), expected)
+
+
 def test_passes_are_shared_so_that_padding_and_passes_cost_least():
     def cost(passes, needs):
         return sum(PASS_COST + len(own) * max(needs[number] for number in own) for own in passes)

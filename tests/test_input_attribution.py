@@ -397,6 +397,19 @@ def test_nothing_is_shared_that_depends_on_the_step(model):
         assert [replaying.settled(target) for target in range(30)] == [0] * 30
 
 
+def test_a_condition_is_weighed_once_for_all_targets(model, monkeypatch):
+    trace = trace_of(model, **LONG, steering=Inject(3, 30.0, condition=Condition(4, 0.01)))
+    holds, rows = Condition.holds, []
+
+    def watched(self, model, ids, text):
+        rows.append(len(ids))
+        return holds(self, model, ids, text)
+
+    monkeypatch.setattr(Condition, "holds", watched)
+    attribute_inputs(model, trace, n_steps=2)
+    assert rows == [1]
+
+
 def test_a_target_sees_up_to_the_end_of_its_attention_block(model):
     trace = trace_of(model, **LONG)
     with replay(model, trace, [11, 15, 16, 40]) as replaying:

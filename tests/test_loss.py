@@ -82,6 +82,19 @@ def test_one_pass_equals_a_pass_for_each_block(straddles, attention, tiny_model,
             torch.testing.assert_close(states[:, start:end], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_without_masks_are_noised_beside_rows_with_some(tiny_model, ids):
+    config = tiny_model(diff_block_size=SIZE).config
+    given = ids.clone()
+    given[0, 3:9] = config.mask_token_id
+    batch = objective.noise_batch(config, given, ids)
+    assert (batch.noised[0] == config.mask_token_id).nonzero()[:, 0].tolist() == list(range(3, 9))
+    assert (batch.noised[1:] == config.mask_token_id).any(dim=1).all()
+    torch.manual_seed(0)
+    drawn = objective.noise_batch(config, ids, ids)
+    torch.manual_seed(0)
+    assert torch.equal(objective.noise_batch(config, given, ids).noised[1:], drawn.noised[1:])
+
+
 def test_masks_in_the_input_are_the_noise(tiny_model, ids):
     model = tiny_model(diff_block_size=SIZE)
     noise = ids % 3 == 0

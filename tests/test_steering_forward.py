@@ -5,7 +5,7 @@ import torch
 from generation_model import MASK, PAD, make_model, make_prompt
 from steering_cases import OPERATIONS
 from steerling_hf.modeling.lookup_steerling import project
-from steerling_hf.modeling.steering_steerling import Imitate, Inject, SetConcepts, SuppressTokens
+from steerling_hf.modeling.steering_steerling import Condition, Imitate, Inject, SetConcepts, SuppressTokens
 from transformers import DynamicCache
 
 # A row with masks inside and at the end, and one without any.
@@ -140,6 +140,16 @@ def test_positions_go_on_behind_a_cache(model):
     with torch.no_grad(), model.steer(window):
         positions = torch.arange(16)[None]
         assert torch.equal(model(ROWS[:1], position_ids=positions).logits, whole)
+
+
+def test_conditions_need_the_whole_text(model):
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), model.steer(Inject(3, 1.0, condition=Condition(4, 0.1))):
+        model(ROWS[:1, :8], past_key_values=cache, use_cache=True)
+        with pytest.raises(
+            ValueError, match="`past_key_values` .* under a condition, .* pass all of it, or use generate"
+        ):
+            model(ROWS[:1, 8:], past_key_values=cache, use_cache=True)
 
 
 def test_training_and_embedded_inputs_are_refused(model):

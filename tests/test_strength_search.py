@@ -85,10 +85,15 @@ def test_fluency_is_the_mean_log_probability_of_masked_tokens(model):
         ({"strengths": None, "between": (0, 1)}, "Give either `strengths`"),
         ({"prompts": []}, "need one entry or more"),
         ({"strengths": ()}, "need one entry or more"),
-        ({"strengths": (float("nan"),)}, "`strength` is nan: give a finite number"),
+        ({"strengths": (0.5, float("nan"))}, "`strength` is nan: give a finite number"),
+        ({"strengths": None, "between": (0, float("nan")), "least_effect": 1}, "`strength` is nan"),
+        ({"num_return_sequences": 2}, "`num_return_sequences` cannot be given"),
+        ({"return_dict_in_generate": True}, "`return_dict_in_generate` cannot be given"),
+        ({"steering": Amplify(3)}, "`steering` cannot be given"),
     ],
 )
-def test_bad_input_is_told(changes, message, model, tokenizer):
+def test_bad_input_is_told_before_anything_is_generated(changes, message, model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "generate", None)
     arguments = {"operation": Amplify(3), "prompts": ["The"], "objective": len, "strengths": (1.0,), **SETTINGS}
     with pytest.raises(ValueError, match=message):
         search_strength(model, tokenizer, **{**arguments, **changes})

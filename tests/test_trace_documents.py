@@ -100,6 +100,18 @@ def test_damaged_records(content, message, tmp_path):
         list(read_documents(file))
 
 
+def test_lone_surrogates_become_replacement_characters(tmp_path):
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"text": "a \\ud83d", "source": "\\ude00", "n": 1}\n', encoding="utf-8")
+    [document] = read_documents(file)
+    assert (document.text, document.source, document.metadata) == ("a \ufffd", "\ufffd", {"n": 1})
+    [document] = read_documents(["\ud83d\ude00 \ud83d"])
+    assert document.text == "\U0001f600 \ufffd"
+    file.write_text('{"text": "a", "n": "\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 has metadata that is not JSON .*surrogates"):
+        list(read_documents(file))
+
+
 def test_damaged_corpora(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.doc").write_text("x")

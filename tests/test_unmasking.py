@@ -201,7 +201,15 @@ def test_a_rule_of_the_users_own(model):
 
 
 @pytest.mark.parametrize(
-    "chosen", [torch.empty(0, dtype=torch.long), torch.tensor([0, 0]), torch.tensor([True] * 8), torch.tensor([[0]])]
+    "chosen",
+    [
+        torch.empty(0, dtype=torch.long),
+        torch.tensor([0, 0]),
+        torch.tensor([True] * 8),
+        torch.tensor([[0]]),
+        torch.tensor([9]),
+        torch.tensor([-1]),
+    ],
 )
 def test_a_rule_that_chooses_nothing_sensible(model, chosen):
     with pytest.raises(ValueError, match="`unmasking` chose"):
