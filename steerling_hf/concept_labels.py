@@ -11,11 +11,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .checkpoints import checkpoint, checkpoint_names
+from .files import parquet_library
 
 HEADS = ("known", "unknown")
 FLAGS = ("steerable", "tone", "alignment", "demographic")
 LABEL_FILES = ("concept_labels.parquet", "concept_labels.json")
 RELEASED_LABELS = "guidelabs/steerling"
+LABELS = "A table of concept labels in parquet"
 
 _TEXT_COLUMNS = ("concept_name", "concept_description", "group_name")
 _FLAG_COLUMNS = tuple(f"is_{flag}" for flag in FLAGS)
@@ -124,7 +126,7 @@ def read_labels(path: Path) -> list[Concept]:
             )
     else:
         _check_suffix(path)
-        parquet = _parquet()
+        parquet = parquet_library(LABELS).parquet
         present = parquet.read_schema(path).names
         rows = parquet.read_table(path, columns=[name for name in COLUMNS if name in present]).to_pylist()
     return [_concept(row, path) for row in rows]
@@ -142,28 +144,16 @@ def write_labels(concepts: Iterable[Concept], path: Path) -> None:
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     _check_suffix(path)
-    parquet = _parquet()
-    import pyarrow
-
+    pyarrow = parquet_library(LABELS)
     kinds = {"concept_id": pyarrow.int64(), "head": pyarrow.string(), "public_group_id": pyarrow.int64()}
     kinds |= dict.fromkeys(_TEXT_COLUMNS, pyarrow.string()) | dict.fromkeys(_FLAG_COLUMNS, pyarrow.bool_())
     schema = pyarrow.schema([(name, kinds[name]) for name in COLUMNS])
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
 
 
 def _check_suffix(path: Path) -> None:
     if path.suffix != ".parquet":
         raise ValueError(f"`path` is {str(path)!r}: concept labels are kept in .parquet or .json files; choose one.")
-
-
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            "Concept labels in parquet need pyarrow: pip install 'steerling-hf[concepts]' (JSON labels do not)."
-        ) from error
-    return parquet
 
 
 def _concept(row: dict[str, Any], path: Path) -> Concept:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import check_file, write_whole
+from .files import check_file, parquet_library, write_whole
 from .modeling.trace_steerling import SteerlingTrace
 from .report import render_report
 
@@ -207,9 +207,7 @@ class Explanation:
             raise ValueError(f"{str(source)!r} holds no explanation: {error!r}.") from error
 
     def _save_parquet(self, target: Path) -> Path:
-        import pyarrow
-        import pyarrow.parquet
-
+        pyarrow = parquet_library("An explanation in parquet")
         table = pyarrow.Table.from_pylist(self.rows())
         content = json.dumps(self.to_dict(), ensure_ascii=False).encode()
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
@@ -229,7 +227,6 @@ def in_frame(page: str, title: str) -> str:
 
 
 def _read_parquet(source: Path) -> bytes:
-    import pyarrow.parquet
-
+    pyarrow = parquet_library("An explanation in parquet")
     metadata = pyarrow.parquet.read_schema(source).metadata or {}
     return metadata[PARQUET_KEY]

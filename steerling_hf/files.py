@@ -39,6 +39,25 @@ def write_whole(target: Path, text: str) -> Path:
     return target
 
 
+def parquet_library(purpose: str, extra: str = "concepts") -> Any:
+    """
+    pyarrow with its `parquet`, which few need.
+
+    Args:
+        purpose: What needs it, for the error.
+        extra: The extra of this package that brings it.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs pyarrow: pip install 'steerling-hf[{extra}]'") from error
+    return pyarrow
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     The values of a JSONL file, each behind the number of its line, from 1. Empty lines are left out.

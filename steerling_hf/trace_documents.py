@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import read_json_lines
+from .files import parquet_library, read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,13 +163,9 @@ def _read_jsonl(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
 
 
 def _read_parquet(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
+    pyarrow = parquet_library("Reading parquet", "trace")
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("Reading parquet needs pyarrow: pip install 'steerling-hf[trace]'") from error
-    try:
-        with parquet.ParquetFile(file) as table:
+        with pyarrow.parquet.ParquetFile(file) as table:
             if text not in table.schema_arrow.names:
                 columns = ", ".join(table.schema_arrow.names)
                 raise ValueError(f"{file} has no column {text!r}: name the one with the text in `text` ({columns}).")

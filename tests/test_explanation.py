@@ -1,11 +1,14 @@
 """Explanations: whole, saved and loaded, of batches, and their parts in agreement with each other."""
 
 import json
+import re
+import sys
 
 import pytest
 import torch
 
 from steerling_hf import Amplify, Concept, ConceptCatalog, Explanation, attribute_concepts, explain, explain_output
+from steerling_hf.cli import main
 from steerling_hf.explaining import token_texts
 
 PROMPT = "The gardener watered the"
@@ -66,6 +69,20 @@ def test_saved_and_loaded(made, ending, tmp_path):
     assert loaded.to_dict() == explanation.to_dict()
     assert torch.equal(loaded.trace.tokens, explanation.trace.tokens)
     assert loaded.trace.steering == (Amplify(3),)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parquet_without_its_library(made, tmp_path, monkeypatch, capsys):
+    _, _, explanation = made
+    path = explanation.save(tmp_path / "why.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("steerling_hf.demo.load", None)
+    missing = "in parquet needs pyarrow: pip install 'steerling-hf[concepts]'"
+    for call in (lambda: explanation.save(tmp_path / "again.parquet"), lambda: Explanation.load(path)):
+        with pytest.raises(ImportError, match=re.escape(missing)):
+            call()
+    assert main(["explain", "The", "--save", str(tmp_path / "again.parquet")]) == 2
+    assert missing in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
 
 
