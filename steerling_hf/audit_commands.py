@@ -38,7 +38,7 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     auditing.add_argument("--token", help=f"the index server's token (default: the environment's {TOKEN})")
     auditing.add_argument("--collection", default="steerling_documents", metavar="NAME", help="(default: %(default)s)")
     auditing.add_argument(
-        "-k", type=int, default=5, metavar="N", help="documents' chunks for each chunk of the answer"
+        "-k", type=int, metavar="N", help="with --index: documents' chunks for each chunk of the answer (default: 5)"
     )
     auditing.add_argument("--fix", action="store_true", help="try remedies against the concept that drove the answer")
     auditing.add_argument("--target", metavar="TEXT", help="with --fix: the answer that you would rather have")
@@ -96,6 +96,8 @@ def _audit(options: argparse.Namespace) -> None:
     for name in ("target", "reject", "recipe"):
         if getattr(options, name) is not None and not options.fix:
             raise ValueError(f"--{name} belongs to --fix: add that, or leave it out.")
+    if options.k is not None and not options.index:
+        raise ValueError("-k belongs to --index: add that, or leave it out.")
     if options.answer is not None and not options.chat:
         raise ValueError("--answer is the answer to a user's message: add --chat.")
     with open_index(options) if options.index else nullcontext() as index:
@@ -107,7 +109,7 @@ def _audit(options: argparse.Namespace) -> None:
             index=index,
             catalog=demo.catalog_of(model),
             by=options.by,
-            trace={"k": options.k},
+            trace=None if options.k is None else {"k": options.k},
             max_new_tokens=options.max_new_tokens,
             do_sample=False,
         )

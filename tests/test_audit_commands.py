@@ -80,6 +80,7 @@ def test_answers_outlive_a_judge_that_fails(tmp_path, capsys, prompts, monkeypat
     ("arguments", "message"),
     [
         (["audit", "x", "--target", "y"], "--target belongs to --fix"),
+        (["audit", "x", "-k", "3"], "-k belongs to --index"),
         (["audit", "x", "--answer", "y"], "add --chat"),
         (["audit", "x", "--save", "x.txt"], "ends in .html, .json"),
         (["audit", "x", "--index", "nowhere.txt"], "nowhere.txt"),
