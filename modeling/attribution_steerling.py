@@ -65,8 +65,8 @@ def attribute_logits(
     for name, head in (("known", model.known_head), ("unknown", model.unknown_head)):
         if head is None:
             continue
-        indices, weights = (concepts[f"{name}_{part}"].to(logits.device) for part in ("indices", "weights"))
-        weights = weights.float()
+        indices = concepts[f"{name}_indices"].to(logits.device)
+        weights = concepts[f"{name}_weights"].to(logits.device, torch.float32)
         contributions = weights * head.alignments(indices, directions).to(logits.device)
         found |= {f"{name}_indices": indices, f"{name}_weights": weights, f"{name}_contributions": contributions}
         found["residual"] = found["residual"] - contributions.sum(dim=-1)

@@ -217,14 +217,16 @@ class SteerlingConceptHead(nn.Module):
             concepts: (m,) ids of this head.
 
         Returns:
-            (n, m), float32.
+            (n, m), float32, on the device of the states.
         """
+        device = hidden_states.device
         if self.topk is None:
-            return self._keys(self._score, self._query(hidden_states), concepts).sigmoid()
+            return self._keys(self._score, self._query(hidden_states), concepts).sigmoid().to(device)
         if self.topk_features is not None and self.topk_features > self.topk:
             top, top_weights = self._keys(self._strongest, self._query(hidden_states))
         elif self.topk_features is not None:
             top, top_weights = top[:, : self.topk_features], top_weights[:, : self.topk_features]
+        top, top_weights, concepts = top.to(device), top_weights.to(device), concepts.to(device)
         return (top_weights[..., None] * (top[..., None] == concepts)).sum(dim=-2)
 
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:

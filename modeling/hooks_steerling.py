@@ -247,7 +247,7 @@ class ChangeWeights(SteeringHook):
         indices = self.looks_at.to(hidden_states.device)
         old = _present_weights(module, hidden_states, output, at, indices)
         new = {"set": torch.full_like(old, self.value), "scale": old * self.value, "add": old + self.value}[self.mode]
-        change = (new - old) @ module.embeddings(indices).float()
+        change = (new - old) @ module.embeddings(indices).to(new.device, torch.float32)
         self.report.note(self.operation, (self.name,), places, change.norm(dim=-1))
         # The new weights come behind what the head shows, where the old ones become 0: the sum stays that of the features.
         gone = torch.zeros_like(output.weights, dtype=torch.bool)

@@ -137,7 +137,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.to(hidden.device)
         concepts = None
         if output_concepts:
             concepts = self.decompose(hidden)
@@ -204,7 +204,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         if self.unknown_head is not None:
             untouched_unknown, unknown = _run(self.unknown_head, hidden_states)
             untouched, unknown_features = untouched + untouched_unknown, unknown.features
-        epsilon = self.residual(hidden_states, untouched)
+        _, epsilon = _run(self.residual, hidden_states, untouched)
         # Without a discovered head the residual takes its place, whatever the configuration says of epsilon.
         if unknown is not None and not self.config.use_epsilon_correction:
             epsilon = torch.zeros_like(hidden_states)
@@ -224,9 +224,11 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         if concept_labels is not None:
             check_concept_labels(self.config, concept_labels, batch.noised)
         hidden = encode(self.transformer, self.config, batch, **kwargs)
-        total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch
         noised = (batch.labels != IGNORE_INDEX).to(hidden.device)
-        bound = diffusion_loss(self.compute_logits(hidden[noised]), batch, total)
+        logits = self.compute_logits(hidden[noised])
+        total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch
+        total = torch.as_tensor(total, device=logits.device)
+        bound = diffusion_loss(logits, batch, total)
         loss = bound
         if self.known_head is not None:
             weights = batch.concept_weights().to(hidden.device)
@@ -249,23 +251,38 @@ def _looked_at(head: nn.Module) -> torch.Tensor | None:
 
 
 def _run(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
-    """Features (or a tensor) that a module gives before any hook on it changes them, and its output after all hooks."""
+    """
+    Features (or a tensor) that a module gives before any hook on it changes them, and its output after all hooks. Both are
+    on the device of its inputs, and hooks get it there, wherever a device map may have put the module.
+    """
+    device = inputs[0].device
 
     def features_of(output: Any) -> torch.Tensor:
         return output if isinstance(output, torch.Tensor) else output.features
 
     if not module._forward_hooks:
-        output = module(*inputs, **options)
+        output = _on(device, module(*inputs, **options))
         return features_of(output), output
     untouched = []
-    first = module.register_forward_hook(
-        lambda _module, _inputs, output: untouched.append(features_of(output).clone()), prepend=True
-    )
+
+    def bring(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        output = _on(device, output)
+        untouched.append(features_of(output).clone())
+        return output
+
+    first = module.register_forward_hook(bring, prepend=True)
     try:
         output = module(*inputs, **options)
     finally:
         first.remove()
     return untouched[0], output
+
+
+def _on(device: torch.device, output: Any) -> Any:
+    """A tensor, or an output of tensors, on a device."""
+    if isinstance(output, torch.Tensor):
+        return output.to(device)
+    return type(output)(**{name: values.to(device) for name, values in output.items()})
 
 
 __all__ = [

@@ -296,7 +296,7 @@ def part_of(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> 
     if kind == "unknown" and model.unknown_head is not None:
         return model.unknown_head(states).features
     assert model.known_head is not None
-    known = model.known_head(states).features
+    known = model.known_head(states).features.to(states.device)
     return known if kind == "known" else model.residual(states, known)
 
 
