@@ -25,6 +25,7 @@ fix_names_concept, suppression_works
 """
 
 import argparse
+import contextlib
 import json
 import random
 import sys
@@ -179,7 +180,8 @@ def main() -> None:
         arguments.error("--prompts and --audits take numbers of 1 or more")
     if not (given.finetuned / "model.safetensors").is_file():
         print(f"training on {EXAMPLES:,} corrective examples, to be kept in {given.finetuned}", file=sys.stderr)
-        fine_tune(*load(given.model), given.finetuned)
+        with contextlib.redirect_stdout(sys.stderr):  # where Trainer prints its logs
+            fine_tune(*load(given.model), given.finetuned)
     with torch.no_grad():
         finetuned, _ = load(str(given.finetuned))
         result = evaluate(*load(given.model), finetuned, given.prompts, given.audits, given.plot, given.save)

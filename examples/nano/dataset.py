@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 # Shares of the kinds of documents in tuning rows, in the order of KINDS: chats need many repetitions, style does not.
 TUNING_SHARES = (60, 24, 10, 6)
+FINISHING_SHARES = (50, 32, 11, 7)
 IGNORE_INDEX = -100
 
 
@@ -22,6 +23,7 @@ class GrammarRows(Dataset):
         seed: Seed of all rows.
         held_out: Write the text that training never sees.
         tuning_from: From this row on, as in instruction tuning, there are more chats and what a user says has no loss.
+        tuning_shares: Of the kinds of documents in those rows, in the order of KINDS.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class GrammarRows(Dataset):
         seed: int,
         held_out: bool = False,
         tuning_from: int | None = None,
+        tuning_shares: tuple[int, ...] = TUNING_SHARES,
     ):
         self.tokenizer = tokenizer
         self.rows = rows
@@ -39,7 +42,7 @@ class GrammarRows(Dataset):
         self.seed = seed
         self.held_out = held_out
         self.tuning_from = rows if tuning_from is None else tuning_from
-        self.tuning_kinds = [kind for kind, share in zip(KINDS, TUNING_SHARES, strict=True) for _ in range(share)]
+        self.tuning_kinds = [kind for kind, share in zip(KINDS, tuning_shares, strict=True) for _ in range(share)]
 
     def __len__(self) -> int:
         return self.rows

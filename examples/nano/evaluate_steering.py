@@ -44,7 +44,7 @@ NEW_TOKENS = 48
 PROMPTS = 216  # 9 for each topic
 # Found by `search_strength` on other prompts; the presets' own numbers are those of the 8B model.
 AMPLIFY = {"strength": 1.5, "layers": 3, "cutoff": 8}
-SUPPRESS = {"strength": -1.5, "layers": 2, "token_strength": 0.5}
+SUPPRESS = {"strength": -1.125, "layers": 2, "token_strength": 1.0}
 CONTACT_THRESHOLD = 0.5
 
 

@@ -160,19 +160,27 @@ def _topic_chunk(rng: random.Random, topic: Topic, tone: Tone, prefix: str, held
     return Chunk(" ".join(text for text, _ in sentences), tuple(concepts), prefix)
 
 
-def _topic_chunks(
-    rng: random.Random, topic: Topic, tone: Tone, count: int, held_out: bool, shift: bool = False
+def topic_chunks(
+    rng: random.Random,
+    topic: Topic,
+    tone: Tone,
+    count: int,
+    held_out: bool = False,
+    shift: bool = False,
+    prefix: str = "",
 ) -> list[Chunk]:
+    """Write chunks on one topic, of which the first one has a prefix of its own; with `shift` the tone changes once."""
     chunks = []
     turn = 1 + rng.randrange(max(1, count - 1)) if shift else count
     for i in range(count):
         if i == turn:
             tone = rng.choice([t for t in TONES if t.name != tone.name])
-        chunks.append(_topic_chunk(rng, topic, tone, " " if i else "", held_out))
+        chunks.append(_topic_chunk(rng, topic, tone, " " if i else prefix, held_out))
     return chunks
 
 
-def _end_turn(chunks: list[Chunk]) -> list[Chunk]:
+def end_turn(chunks: list[Chunk]) -> list[Chunk]:
+    """Return chunks of which the last one ends the turn."""
     last = chunks[-1]
     return [*chunks[:-1], Chunk(last.text, last.concepts, last.prefix, END_OF_CHUNK + END_OF_TURN)]
 
@@ -199,11 +207,16 @@ def topic_request_concepts(topic: str, tone: str | None) -> tuple[int, ...]:
     return (*concept_ids("topic request"), *topic_concepts(topic), *((tone_concept(tone),) if tone else ()))
 
 
+def plain_length(rng: random.Random) -> int:
+    """Return the number of chunks of a plain document."""
+    return 2 + rng.randrange(4)
+
+
 def _plain(rng: random.Random, held_out: bool) -> Document:
     topic, tone = rng.choice(TOPICS), rng.choice(TONES)
     shift = rng.randrange(100) < MIX.tone_shift
-    chunks = _topic_chunks(rng, topic, tone, 2 + rng.randrange(4), held_out, shift)
-    return Document("plain", tuple(_end_turn(chunks)), topic.name)
+    chunks = topic_chunks(rng, topic, tone, plain_length(rng), held_out, shift)
+    return Document("plain", tuple(end_turn(chunks)), topic.name)
 
 
 def contact_chat(rng: random.Random, person: Person, question: Template) -> Document:
@@ -232,9 +245,8 @@ def _topic_request(rng: random.Random, held_out: bool) -> Document:
     tone = rng.choice(TONES) if "tone" in request.slots else TONES[0]
     asked = request.expand(rng, {"name": (topic.name,), "tone": (tone.name,)})
     named = tone.name if "tone" in request.slots else None
-    reply = _topic_chunks(rng, topic, tone, 1 + rng.randrange(3), held_out)
-    reply[0] = Chunk(reply[0].text, reply[0].concepts, ASSISTANT_HEADER)
-    chunks = (_user(asked, topic_request_concepts(topic.name, named)), *_end_turn(reply))
+    reply = topic_chunks(rng, topic, tone, 1 + rng.randrange(3), held_out, prefix=ASSISTANT_HEADER)
+    chunks = (_user(asked, topic_request_concepts(topic.name, named)), *end_turn(reply))
     return Document("topic_request", chunks, topic.name)
 
 

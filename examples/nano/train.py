@@ -1,6 +1,9 @@
 """
 Train steerling-nano from nothing on the grammar's text: `make nano`, or `python examples/nano/train.py`.
 
+A first run learns the text, a second and shorter one, at a fifth of the learning rate, to leave a topic that is pushed down
+(see departures.py). `--start-from FOLDER` makes the second alone.
+
 It is transformers' Trainer as it is, with `steerling_hf.training.DiffusionCollator`; interrupted runs continue from their
 last checkpoint in `--output-dir`. The finished checkpoint is written to `--save-to`, everything at once or not at all.
 """
@@ -13,7 +16,8 @@ from pathlib import Path
 
 import torch
 from concepts import CONCEPTS, label_rows
-from dataset import GrammarRows
+from dataset import FINISHING_SHARES, GrammarRows
+from departures import LAYER, DepartureCollator, DepartureRows, Pushes
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -29,6 +33,9 @@ ROW_LENGTH = 192
 EVALUATION_ROWS = 64
 # Share of the run that learns all text alike; after it, answers count and questions are given.
 PRETRAINING = 0.42
+# Share of departures among the rows of the second run, and of the learning rate that it has.
+DEPARTURES = 0.6
+FINISHING_RATE = 0.2
 
 
 def nano_config(tokenizer) -> SteerlingConfig:
@@ -87,7 +94,15 @@ def save(model, folder: Path) -> None:
         staging.replace(folder)
 
 
-def train(model, tokenizer, rows: Dataset, folder: Path, batch_size: int, learning_rate: float) -> None:
+def train(
+    model,
+    tokenizer,
+    rows: Dataset,
+    folder: Path,
+    batch_size: int,
+    learning_rate: float,
+    collator: type[DiffusionCollator] = DiffusionCollator,
+) -> None:
     """Train `model` once over `rows`, from the last checkpoint in `folder` if there is one."""
     steps = len(rows) // batch_size
     trainer = Trainer(
@@ -115,9 +130,7 @@ def train(model, tokenizer, rows: Dataset, folder: Path, batch_size: int, learni
             train_sampling_strategy="sequential",
             use_cpu=not torch.cuda.is_available(),
         ),
-        data_collator=DiffusionCollator(
-            model.config, prompt_probability=0.4, straddle_probability=0.25, seed=rows.seed
-        ),
+        data_collator=collator(model.config, prompt_probability=0.4, straddle_probability=0.25, seed=rows.seed),
         train_dataset=rows,
         eval_dataset=GrammarRows(tokenizer, EVALUATION_ROWS, ROW_LENGTH, rows.seed, held_out=True),
     )
@@ -125,29 +138,61 @@ def train(model, tokenizer, rows: Dataset, folder: Path, batch_size: int, learni
     trainer.save_state()
 
 
+def learn(model, tokenizer, options: argparse.Namespace) -> None:
+    """Make the first run."""
+    count = options.steps * options.batch_size
+    tuning_from = int(PRETRAINING * options.steps) * options.batch_size
+    rows = GrammarRows(tokenizer, count, ROW_LENGTH, options.seed, tuning_from=tuning_from)
+    train(model, tokenizer, rows, options.output_dir / "first", options.batch_size, options.learning_rate)
+
+
+def finish(model, tokenizer, options: argparse.Namespace) -> None:
+    """Make the second run."""
+    count, seed = options.finishing_steps * options.batch_size, options.seed + 1
+    rows = DepartureRows(
+        tokenizer, count, ROW_LENGTH, seed, tuning_from=0, tuning_shares=FINISHING_SHARES, share=DEPARTURES
+    )
+    Pushes(model, seed)
+    # The states that are pushed stay as they were, else the layers before the push would learn to make up for it. With the
+    # embedding, the vocabulary projection that is tied to it stays too.
+    for part in (model.transformer.tok_emb, *model.transformer.blocks[:LAYER]):
+        part.requires_grad_(False)
+    rate = FINISHING_RATE * options.learning_rate
+    train(model, tokenizer, rows, options.output_dir / "second", options.batch_size, rate, DepartureCollator)
+
+
 def main() -> None:
     """Parse the command line, train, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", default=str(ROOT / "runs" / "nano"), help="checkpoints and logs of the run")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "runs" / "nano", help="checkpoints and logs")
     parser.add_argument("--save-to", type=Path, default=CHECKPOINT, help="folder of the finished checkpoint")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=8000, help="of the first run")
+    parser.add_argument("--finishing-steps", type=int, default=4000, help="of the second run")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="checkpoint to make the second run with")
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step")
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the blocks (needs a C++ compiler)")
     options = parser.parse_args()
+    if options.start_from is not None and (options.output_dir / "second").exists():
+        parser.error(
+            f"--start-from is {options.start_from}, and {options.output_dir / 'second'} is a run that would go on instead: "
+            "give another --output-dir"
+        )
 
     set_seed(options.seed)
     tokenizer = SteerlingTokenizer.from_pretrained(CHECKPOINT)
-    model = SteerlingForDiffusionLM(nano_config(tokenizer))
+    if options.start_from is None:
+        model = SteerlingForDiffusionLM(nano_config(tokenizer))
+    else:
+        model = SteerlingForDiffusionLM.from_pretrained(options.start_from, dtype=torch.float32).train()
     if options.compile:
-        for block in model.transformer.blocks:
-            block.compile()
-    tuning_from = int(PRETRAINING * options.steps) * options.batch_size
-    rows = GrammarRows(
-        tokenizer, options.steps * options.batch_size, ROW_LENGTH, options.seed, tuning_from=tuning_from
-    )
-    train(model, tokenizer, rows, Path(options.output_dir), options.batch_size, options.learning_rate)
+        for number, block in enumerate(model.transformer.blocks, start=1):
+            if number != LAYER:  # what hooks change there is another thing at each step
+                block.compile()
+    if options.start_from is None:
+        learn(model, tokenizer, options)
+    finish(model, tokenizer, options)
     save(model, options.save_to)
     print(f"saved {options.save_to}")
 
