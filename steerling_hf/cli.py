@@ -13,9 +13,8 @@ from .chunks import KINDS
 from .command_options import add_prompt
 from .concept_commands import add_concepts
 from .explaining import explain
-from .explanation import ENDINGS as EXPLANATION_ENDINGS
+from .explanation import check_target
 from .exporting import export
-from .files import check_file, parquet_library
 from .outlines import explanation_outline
 from .recipe import SteeringRecipe
 from .side_by_side import side_by_side
@@ -151,8 +150,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     for file in options.files or []:
-        if check_file(file, EXPLANATION_ENDINGS).suffix == ".parquet":
-            parquet_library("An explanation in parquet")
+        check_target(file)
     recipe = SteeringRecipe.load(options.steer) if options.steer else None
     model, tokenizer = demo.load(options.model)
     explanation = explain(

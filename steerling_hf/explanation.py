@@ -179,7 +179,7 @@ class Explanation:
             ValueError: It has another ending.
             FileNotFoundError: Its folder does not exist.
         """
-        target = check_file(path, ENDINGS)
+        target = check_target(path)
         if target.suffix == ".parquet":
             return self._save_parquet(target)
         if target.suffix == ".html":
@@ -207,7 +207,7 @@ class Explanation:
             raise ValueError(f"{str(source)!r} holds no explanation: {error!r}.") from error
 
     def _save_parquet(self, target: Path) -> Path:
-        pyarrow = parquet_library("An explanation in parquet")
+        pyarrow = _parquet_library()
         table = pyarrow.Table.from_pylist(self.rows())
         content = json.dumps(self.to_dict(), ensure_ascii=False).encode()
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
@@ -220,6 +220,24 @@ class Explanation:
         return in_frame(render_report(self.to_dict()), "Explanation")
 
 
+def check_target(path: str | os.PathLike) -> Path:
+    """
+    The path, if an explanation can be saved there.
+
+    Raises:
+        ValueError, FileNotFoundError: See `check_file`.
+        ImportError: Parquet needs pyarrow.
+    """
+    target = check_file(path, ENDINGS)
+    if target.suffix == ".parquet":
+        _parquet_library()
+    return target
+
+
+def _parquet_library() -> Any:
+    return parquet_library("An explanation in parquet")
+
+
 def in_frame(page: str, title: str) -> str:
     """A page inside another one, as a notebook shows it."""
     source = html.escape(page, quote=True)
@@ -227,6 +245,6 @@ def in_frame(page: str, title: str) -> str:
 
 
 def _read_parquet(source: Path) -> bytes:
-    pyarrow = parquet_library("An explanation in parquet")
+    pyarrow = _parquet_library()
     metadata = pyarrow.parquet.read_schema(source).metadata or {}
     return metadata[PARQUET_KEY]

@@ -16,8 +16,8 @@ _known: "WeakKeyDictionary[Any, tuple[tuple, str]]" = WeakKeyDictionary()
 
 def concept_fingerprint(model: Any) -> str:
     """
-    SHA-256 of the concept embeddings of both heads, rounded to bfloat16, so that the precision in which a checkpoint is
-    loaded does not matter. Computed once for a state of the weights.
+    SHA-256 of the concept embeddings of both heads, rounded to bfloat16 and then to float16, so that the precision
+    in which a checkpoint in bfloat16 is loaded does not matter. Computed once for a state of the weights.
 
     Raises:
         ValueError: The model has no concept heads.
@@ -40,6 +40,5 @@ def concept_fingerprint(model: Any) -> str:
 def _feed(weight: torch.Tensor, digest: Any) -> None:
     digest.update(str(tuple(weight.shape)).encode())
     for piece in weight.detach().split(PIECE):
-        # Through both half precisions, so that it does not matter in which of them weights were loaded.
         halves = piece.to("cpu", torch.bfloat16).to(torch.float16)
         digest.update(halves.contiguous().view(torch.int16).numpy().tobytes())

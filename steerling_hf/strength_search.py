@@ -138,15 +138,18 @@ def search_strength(
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
     for name in ("steering", "num_return_sequences", "return_dict_in_generate"):
         if name in generation:
-            raise ValueError(f"`{name}` cannot be given: search_strength sets it. Leave it out.")
-    for strength in strengths if strengths is not None else between or ():
+            raise ValueError(f"`{name}` cannot be given: each prompt gets one text, under `operation`. Leave it out.")
+
+    def changed(strength: float) -> Operation:
         change: dict[str, Any] = {field: strength}
-        replace(operation, **change).check(model.config)
+        return replace(operation, **change)
+
+    for strength in strengths if strengths is not None else between or ():
+        changed(strength).check(model.config)
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
-        chosen: dict[str, Any] = {field: strength}
-        output = model.generate(**inputs, steering=replace(operation, **chosen), **generation)
+        output = model.generate(**inputs, steering=changed(strength), **generation)
         texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         fluency = text_fluency(model, output, _text_mask(model, inputs.attention_mask, output))
         return StrengthTrial(strength, float(objective(texts)), fluency, tuple(texts))
