@@ -1,7 +1,7 @@
 """
 An index of training documents at size: builds that are killed, memory of a build, and queries beside brute force.
 
-    python benchmarks/tracing.py [kills] [memory] [queries] [--json]
+    python benchmarks/tracing.py [kills] [changes] [memory] [queries] [--json]
 
 Documents of one chunk are streamed from a JSONL file. Reading, cutting, keys and the engine are the real ones. In place of
 what a model makes of a chunk stand random vectors of steerling-nano's sizes (256 numbers around one of 500 centres, and 120
@@ -11,6 +11,8 @@ kills     a build, 64 documents at once, is killed by SIGKILL at random times of
           until it ends; then another one is, until there were 20 kills. `missing` and `doubled` count documents, `changed`
           those whose vectors are not what they should be, and `chunks_at_kills` how many were written at each kill. The
           index is made of parts of 256 chunks, so that kills meet the change from one to the next as well
+changes   a build of a few chunks in three parts is killed before every single change that it makes to the files of its index
+          (folders, renames, removals, files that Python opens for writing), and each is built on and judged as above
 memory    peak memory of the building process above what it was before the build (`mb`): on a file, where the engine is
           part of that process; and with the engine's own server in another process, whose peak is `server_mb`, since that
           engine keeps all that it has in memory. It is looked at 50 times a second, and pages of files do not count: the
@@ -23,7 +25,9 @@ queries   on an index file of the largest number of documents, for dense and spa
 import argparse
 import json
 import multiprocessing
+import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +35,8 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,6 +60,8 @@ from loopback import loopback_server
 DIMENSION, CONCEPTS, KEPT = 256, 572, 120
 CENTRES = np.random.default_rng(0).standard_normal((500, DIMENSION))
 KILLED_AT_ONCE, KILLED_PART = 64, 256
+CHANGES_DOCUMENTS, CHANGES_AT_ONCE, CHANGES_PART = 10, 2, 4
+CHANGING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 HITS = 10
 LOOKS_A_SECOND = 50
 # Queries one after another, and together. A sparse search of the embedded engine takes seconds.
@@ -202,84 +209,127 @@ def measure_queries(folder: str, count: int) -> dict[str, Any]:
     return result
 
 
-def measure_kills(folder: str, kills: int, count: int) -> dict[str, Any]:
-    # Forked, so that a build starts at once and not with seconds of imports. In this process runs no engine.
-    import milvus_lite.db  # noqa: F401
-    import pymilvus  # noqa: F401
+class KilledBuilds:
+    """
+    Builds of one corpus, in forked processes: so they start at once and not with seconds of imports. In this process runs no
+    engine.
 
-    torch.set_num_threads(1)
-    fork = multiprocessing.get_context("fork")
-    model, tokenizer = nano()
-    trace_index.trace_vectors = stand_in
-    trace_index.WRITTEN_AT_ONCE, trace_store.CHUNKS_OF_A_PART = KILLED_AT_ONCE, KILLED_PART
-    file, rng = corpus(folder, count), random.Random(0)
-    written = fork.Value("i", 0)
-    write = TraceStore.write
+    Args:
+        folder: Where the corpus is, or is made.
+        count: Its documents.
+        at_once: How many are written at once.
+        part: How many make a part of an index.
+    """
+
+    def __init__(self, folder: str, count: int, at_once: int, part: int):
+        import milvus_lite.db  # noqa: F401
+        import pymilvus  # noqa: F401
+
+        torch.set_num_threads(1)
+        self.fork = multiprocessing.get_context("fork")
+        self.model, self.tokenizer = nano()
+        self.file = corpus(folder, count)
+        self.texts = {text_of(i) for i in range(count)}
+        trace_index.trace_vectors = stand_in
+        trace_index.WRITTEN_AT_ONCE, trace_store.CHUNKS_OF_A_PART = at_once, part
+
+    def build(self, path: str, seconds: float | None = None, before: Callable[[], None] = lambda: None) -> bool:
+        """Whether the build came to its end before it was killed; `before` is called in its process."""
+
+        def quietly() -> None:
+            before()
+            with trace_index.TraceIndex(path) as index:
+                index.build(self.model, self.tokenizer, self.file, progress=False)
+
+        child = self.fork.Process(target=quietly)
+        child.start()
+        child.join(seconds)
+        child.kill()
+        child.join()
+        if child.exitcode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"a build ended with exit code {child.exitcode}")
+        return child.exitcode == 0
+
+    def judge(self, path: str) -> dict[str, int]:
+        """How many documents are missing, are there twice, and have other vectors than they should."""
+
+        def look(sender: Any) -> None:
+            texts, changed = [], 0
+            with trace_index.TraceIndex(path) as index:
+                for page in index.rows():
+                    texts += [row["text"] for row in page]
+                    wanted = stand_in(None, None, texts[-len(page) :])
+                    stored = torch.tensor([row["dense"] for row in page])
+                    changed += int(((stored - wanted.dense).abs().amax(dim=1) > 1e-6).sum())
+            missing, doubled = len(self.texts - set(texts)), len(texts) - len(set(texts))
+            sender.send({"missing": missing, "doubled": doubled, "changed": changed})
+
+        receiver, sender = self.fork.Pipe(duplex=False)
+        child = self.fork.Process(target=look, args=(sender,))
+        child.start()
+        found = receiver.recv()
+        child.join()
+        return found
+
+
+def measure_kills(folder: str, kills: int, count: int) -> dict[str, Any]:
+    builds = KilledBuilds(folder, count, KILLED_AT_ONCE, KILLED_PART)
+    rng, written, write = random.Random(0), builds.fork.Value("i", 0), TraceStore.write
 
     def count_and_write(store: TraceStore, rows: list[dict[str, Any]]) -> None:
         write(store, rows)
         written.value += len(rows)
 
     TraceStore.write = count_and_write
-
-    def build(path: str, limit: float | None) -> bool:
-        """Whether the build came to its end before it was killed."""
-
-        def quietly() -> None:
-            with trace_index.TraceIndex(path) as index:
-                index.build(model, tokenizer, file, progress=False)
-
-        child = fork.Process(target=quietly)
-        child.start()
-        child.join(limit)
-        child.kill()
-        child.join()
-        if child.exitcode not in (0, -9):
-            raise RuntimeError(f"a build ended with exit code {child.exitcode}")
-        return child.exitcode == 0
-
-    def judge(path: str, sender: Any) -> None:
-        texts, changed = [], 0
-        with trace_index.TraceIndex(path) as index:
-            for page in index.rows():
-                texts += [row["text"] for row in page]
-                wanted = stand_in(None, None, texts[-len(page) :])
-                stored = torch.tensor([row["dense"] for row in page])
-                changed += int(((stored - wanted.dense).abs().amax(dim=1) > 1e-6).sum())
-        everything = {text_of(i) for i in range(count)}
-        sender.send((len(everything - set(texts)), len(texts) - len(set(texts)), changed))
-
-    result: dict[str, Any] = {
-        "documents": count,
-        "kills": kills,
-        "indexes": 0,
-        "missing": 0,
-        "doubled": 0,
-        "changed": 0,
-    }
-    at_kills = []
     started = time.perf_counter()
-    build(f"{folder}/whole.db", None)
+    builds.build(f"{folder}/whole.db")
     whole = time.perf_counter() - started
+    found, indexes, at_kills = Counter(), 0, []
     with tqdm(total=kills, desc="kills") as bar:
         while len(at_kills) < kills:
-            path, written.value = f"{folder}/killed-{result['indexes']}.db", 0
-            while not build(path, rng.uniform(0, whole) if len(at_kills) < kills else None):
+            path, written.value = f"{folder}/killed-{indexes}.db", 0
+            while not builds.build(path, rng.uniform(0, whole) if len(at_kills) < kills else None):
                 at_kills.append(written.value)
                 bar.update()
-            receiver, sender = fork.Pipe(duplex=False)
-            judging = fork.Process(target=judge, args=(path, sender))
-            judging.start()
-            for name, number in zip(("missing", "doubled", "changed"), receiver.recv()):
-                result[name] += number
-            judging.join()
-            result["indexes"] += 1
-    return {**result, "chunks_at_kills": at_kills}
+            found.update(builds.judge(path))
+            indexes += 1
+    TraceStore.write = write
+    return {"documents": count, "kills": kills, "indexes": indexes, **found, "chunks_at_kills": at_kills}
+
+
+def measure_changes(folder: str) -> dict[str, Any]:
+    builds = KilledBuilds(folder, CHANGES_DOCUMENTS, CHANGES_AT_ONCE, CHANGES_PART)
+    found, kills = Counter(), 0
+    with tqdm(desc="changes") as bar:
+        while True:
+            path = f"{folder}/change-{kills + 1}.db"
+            if builds.build(path, before=partial(die_before_change, path, kills + 1)):
+                break
+            builds.build(path)
+            found.update(builds.judge(path))
+            kills += 1
+            bar.update()
+    return {"documents": CHANGES_DOCUMENTS, "kills": kills, **found}
+
+
+def die_before_change(path: str, number: int) -> None:
+    """Kill this process before its change of this number, from 1 on, to what lies under `path`."""
+    changes = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal changes
+        changing = event in CHANGING or (event == "open" and str(arguments[1]).strip("bt") not in ("r", "None"))
+        if changing and str(arguments[0]).startswith(path):
+            changes += 1
+            if changes == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="kills, memory, queries; all by default")
+    parser.add_argument("parts", nargs="*", help="kills, changes, memory, queries; all by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument("--documents", type=int, nargs="+", default=[20_000, 200_000], metavar="N")
     parser.add_argument("--kills", type=int, default=20, metavar="N")
@@ -294,6 +344,7 @@ def main() -> None:
         parser.error("--documents, --kills and --killed-documents take numbers of 1 or more")
     work = {
         "kills": lambda folder: measure_kills(folder, options.kills, options.killed_documents),
+        "changes": measure_changes,
         "memory": lambda folder: measure_memory(folder, options.documents),
         "queries": lambda folder: measure_queries(folder, max(options.documents)),
     }

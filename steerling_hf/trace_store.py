@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from .trace_engine import TraceEngine
@@ -18,6 +19,8 @@ HNSW = {"M": 32, "efConstruction": 200}
 EF = 256
 NPROBE = 32
 PROPERTY = "steerling.index"
+# The file with which a collection of the embedded engine begins to be.
+SCHEMA = "schema.json"
 # Seconds to wait for a file that the embedded engine is writing, and between two looks at it.
 SECONDS_TO_WRITE, PAUSE = 120.0, 0.5
 # The embedded engine keeps all of every collection that it has open in memory, whether or not it is released. So an index on
@@ -99,6 +102,7 @@ class TraceStore:
         schema.add_field("dense", DataType.FLOAT_VECTOR, dim=info.dimension)
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         name = self._part(len(self._parts))
+        self._clear_remains(name)
         with self.engine.asking(f"make an index of kind {info.index!r}"):
             self.engine.client.create_collection(
                 name,
@@ -129,7 +133,7 @@ class TraceStore:
         except ValueError:
             # The embedded engine writes these files in place, so that a kill leaves half of one, which it cannot load. They
             # hold nothing that the data does not, and one that is not there is made anew.
-            halves = list(self.engine.path.glob(f"collections/{part}/**/*.idx")) if self.engine.path else []
+            halves = list(self._folder(part).rglob("*.idx")) if self.engine.path else []
             if not halves:
                 raise
             for file in halves:
@@ -210,7 +214,17 @@ class TraceStore:
         if self.engine.path is None:
             return self.engine.client.has_collection(part)
         # The engine would read the collection into memory to answer.
-        return (self.engine.path / "collections" / part / "schema.json").exists()
+        return (self._folder(part) / SCHEMA).exists()
+
+    def _folder(self, part: str) -> Path:
+        assert self.engine.path is not None
+        return self.engine.path / "collections" / part
+
+    def _clear_remains(self, part: str) -> None:
+        """Remove the folder of a collection that a kill kept from coming into being: the engine would refuse to make it."""
+        if self.engine.path is not None and self._folder(part).is_dir():
+            (self._folder(part) / f"{SCHEMA}.tmp").unlink(missing_ok=True)
+            self._folder(part).rmdir()
 
     def _begin_part(self) -> None:
         """Finish the last part, take it out of memory and begin another one."""

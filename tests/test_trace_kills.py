@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 
+from steerling_hf import trace_index, trace_store
 from steerling_hf.trace_index import TraceIndex
 
 pytest.importorskip("milvus_lite")
@@ -30,6 +31,23 @@ def test_builds_that_are_killed_at_random_times_are_complete_in_the_end():
         "doubled": 0,
         "changed": 0,
     }
+
+
+@pytest.mark.parametrize("remains", [(), ("schema.json.tmp",)])
+@pytest.mark.parametrize("part", ["steerling_documents", "steerling_documents_part_2"])
+def test_what_a_kill_left_of_a_collection_is_cleared_away(part, remains, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(trace_store, "CHUNKS_OF_A_PART", 4)
+    monkeypatch.setattr(trace_index, "WRITTEN_AT_ONCE", 4)
+    folder = tmp_path / "index.db" / "collections" / part
+    folder.mkdir(parents=True)
+    for name in remains:
+        (folder / name).write_text("{")
+    with TraceIndex(tmp_path / "index.db") as index:
+        assert (
+            index.build(make_model(), tokenizer, [f"The rain of day {i}." for i in range(6)], progress=False).added
+            == 6
+        )
+        assert sum(len(page) for page in index.rows()) == 6
 
 
 @pytest.mark.parametrize("kind", ["FLAT", "HNSW"])
