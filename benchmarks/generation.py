@@ -160,7 +160,7 @@ class Limit:
 
     def of(self, passes: Passes) -> float:
         """Seconds of all passes."""
-        with packed_weights([self.transformer], passes=len(passes.windows)):
+        with packed_weights(self.transformer, [], passes=len(passes.windows)):
             return sum(map(self.window, passes.windows)) + sum(map(self.vocabulary, passes.projected))
 
 

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .packing_steerling import may_use_packed, multiply_packed
+from .packing_steerling import Packable, multiply_packed
 
 LOGIT_BOUND = 15.0
 # What a head without top-k reports, although all its concepts form the features.
 REPORTED_WITHOUT_TOPK = 64
 # Elements of one gathered piece of a table, or of the scores that exist at a time: 64 MB in float32.
 GATHER_BUDGET = 1 << 24
-# A concept that is weaker than k of so many times k others is outside the top k.
-SCREEN = 128
+# A concept that is weaker than k of so many times k others is outside the top k. What the first sample leaves open, the next
+# one tells of the few rows that are left.
+SCREENS = (64, 256)
 # By so much weaker that it is no matter of rounding.
 CLEARLY = 1e-4
 # Scores of which only the largest is looked at first when the strongest are searched.
@@ -55,13 +56,11 @@ class SteerlingResidual(nn.Module):
         return hidden_states - explained
 
 
-class SteerlingConceptTable(nn.Module):
+class SteerlingConceptTable(Packable):
     """
     A matrix that is read in pieces. Its `forward` lends the weight to a function, because accelerate brings offloaded
     weights to the device when a module's `forward` is called, and not when an attribute is read.
     """
-
-    packed: torch.Tensor | None = None
 
     def __init__(self, rows: int, width: int):
         super().__init__()
@@ -173,17 +172,26 @@ class SteerlingConceptHead(nn.Module):
         )
 
     def _unclear(self, keys: torch.Tensor, query: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
-        """Numbers of the rows of `query` in whose top k some of the concepts (m,) may be, judging by a sample of the others."""
+        """Numbers of the rows of `query` in whose top k some of the concepts (m,) may be, judging by samples of the others."""
         clearly = self._score(keys, query, concepts) + CLEARLY
-        step = max(1, self.n_concepts // (SCREEN * self._k))
-        sample = self._products(keys, query, slice(0, self.n_concepts, step))
+        unclear = torch.arange(len(query), device=query.device)
+        for screen in SCREENS:
+            step = max(1, self.n_concepts // (screen * self._k))
+            sample = self._products(keys, query[unclear], slice(0, self.n_concepts, step))
+            unclear = unclear[self._may_be_strongest(sample, clearly[unclear])]
+            if step == 1 or not len(unclear):
+                break
+        return unclear
+
+    def _may_be_strongest(self, sample: torch.Tensor, clearly: torch.Tensor) -> torch.Tensor:
+        """Whether less than k of a sample (n, s) of products are stronger than some of the logits (n, m): (n,)."""
         groups = sample.shape[-1] // GROUP
         if groups >= 4 * self._k:
             # Of a group with a stronger concept only the strongest is counted, which is soon done.
             sample = sample[:, : groups * GROUP].unflatten(-1, (GROUP, groups)).amax(dim=1)
         stronger = (sample[..., None] * self.scaling > clearly[:, None]).sum(dim=1)
         # Beyond the bound all are alike.
-        return ((stronger < self._k) | (clearly >= LOGIT_BOUND)).any(dim=-1).nonzero()[:, 0]
+        return ((stronger < self._k) | (clearly >= LOGIT_BOUND)).any(dim=-1)
 
     def logits(self, hidden_states: torch.Tensor, concepts: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -256,9 +264,9 @@ class SteerlingConceptHead(nn.Module):
         return self._bound(self._products(keys, query, concepts))
 
     def _products(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
-        packed = self._keys.packed
         whole = isinstance(concepts, slice) and concepts == slice(0, self.n_concepts)
-        if packed is not None and whole and may_use_packed(query):
+        packed = self._keys.packed_for(query) if whole else None
+        if packed is not None:
             return multiply_packed(query, packed)[:, concepts]
         keys = keys[concepts]
         if self.factorized:

@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 from .attribution_steerling import ConceptRecorder, SteerlingAttributions
 from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
+from .concepts_steerling import SteerlingConceptHead
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
@@ -73,7 +74,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     config: Any
     transformer: PreTrainedModel
     compute_logits: Callable
-    hooked_heads: Callable
+    heads: list[SteerlingConceptHead]
     _default_compile_config: Callable
     training: bool
     is_gradient_checkpointing: bool
@@ -227,7 +228,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         with (
             self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
             packed_weights(
-                [self.transformer, *(head.scored_table for head in self.hooked_heads())],
+                self.transformer,
+                [head.scored_table for head in self.heads],
                 passes=max(canvas.planned for canvas in canvases),
             ),
         ):

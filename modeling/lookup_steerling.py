@@ -66,17 +66,16 @@ def target_profile(model: Any, operation: Any) -> list[tuple[Any, SteerlingConce
         hidden_states = model.transformer(input_ids=rows).last_hidden_state
         states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
     profile = []
-    for head in (model.known_head, model.unknown_head):
-        if head is not None:
-            output = head.forward(torch.cat(states))
-            weights, indices = output.weights.float(), output.indices
-            if operation.pooled:
-                mean = weights.new_zeros(head.n_concepts).index_add_(0, indices.flatten(), weights.flatten()) / count
-                weights, indices = mean.topk(min(weights.shape[1], head.n_concepts))
-                weights, indices = weights[None], indices[None]
-            weights, indices = weights[:, : operation.top_n], indices[:, : operation.top_n]
-            features = torch.stack([w @ head.embeddings(i).float() for w, i in zip(weights, indices)])
-            profile.append((head, SteerlingConceptOutput(features=features, indices=indices, weights=weights)))
+    for head in model.heads:
+        output = head.forward(torch.cat(states))
+        weights, indices = output.weights.float(), output.indices
+        if operation.pooled:
+            mean = weights.new_zeros(head.n_concepts).index_add_(0, indices.flatten(), weights.flatten()) / count
+            weights, indices = mean.topk(min(weights.shape[1], head.n_concepts))
+            weights, indices = weights[None], indices[None]
+        weights, indices = weights[:, : operation.top_n], indices[:, : operation.top_n]
+        features = torch.stack([w @ head.embeddings(i).float() for w, i in zip(weights, indices)])
+        profile.append((head, SteerlingConceptOutput(features=features, indices=indices, weights=weights)))
     return profile
 
 

@@ -156,12 +156,14 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
         return self.transformer.lm_head(self.compose(hidden_states))
 
+    @property
+    def heads(self) -> list[SteerlingConceptHead]:
+        """Known and discovered head, as far as this checkpoint has them."""
+        return [head for head in (self.known_head, self.unknown_head) if head is not None]
+
     def hooked_heads(self) -> list[SteerlingConceptHead]:
         """The heads that run in generation because forward hooks can change what they say, or what is made of it."""
-        if self.known_head is None:
-            return []
-        heads = [head for head in (self.known_head, self.unknown_head) if head is not None]
-        return [head for head in heads if _is_hooked(head) or _is_hooked(self.residual)]
+        return [head for head in self.heads if _is_hooked(head) or _is_hooked(self.residual)]
 
     def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
@@ -282,6 +284,8 @@ def _on(device: torch.device, output: Any) -> Any:
     """A tensor, or an output of tensors, on a device."""
     if isinstance(output, torch.Tensor):
         return output.to(device)
+    if all(values.device == device for values in output.values()):
+        return output
     return type(output)(**{name: values.to(device) for name, values in output.items()})
 
 

@@ -1,8 +1,7 @@
-"""Linear layers whose weights can be packed for oneDNN, which multiplies narrow windows several times as fast on CPUs."""
+"""Weights that can be packed for oneDNN, which multiplies narrow windows several times as fast on CPUs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,9 @@ LARGEST = 2 * 2**30  # bytes
 PIECE = 8192
 # Packing takes as long as ten passes or so, and saves a third to a half of each.
 FEWEST_PASSES = 16
+# Of tables that may be wanted at every pass or at none, nobody knows in advance whether packing will pay. After so many
+# products it would have, and most likely will.
+PRODUCTS_UNPACKED = 8
 
 
 def multiply_packed(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -25,10 +27,28 @@ def may_use_packed(states: torch.Tensor) -> bool:
     return states.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-class SteerlingLinear(nn.Linear):
-    """A linear layer that reads its packed weight where there is one and no gradient is wanted. Float32 in gives float32 out."""
+class Packable(nn.Module):
+    """A module whose weight can be packed."""
 
+    weight: torch.Tensor
     packed: torch.Tensor | None = None
+    # Products that are made before the weight is packed; never, if None.
+    products_unpacked: int | None = None
+
+    def packed_for(self, states: torch.Tensor) -> torch.Tensor | None:
+        """The packed weight for a product with these states, None if it is one for the weight as it is."""
+        if not may_use_packed(states):
+            return None
+        if self.packed is None and self.products_unpacked is not None:
+            if self.products_unpacked == 0:
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            else:
+                self.products_unpacked -= 1
+        return self.packed
+
+
+class SteerlingLinear(Packable, nn.Linear):
+    """A linear layer that reads its packed weight where there is one and no gradient is wanted. Float32 in gives float32 out."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype == torch.float32 != self.weight.dtype and not torch.is_autocast_enabled(
@@ -37,41 +57,45 @@ class SteerlingLinear(nn.Linear):
             # Asked for in full precision: a piece of the weights at a time, since a whole copy may be too large.
             product = torch.cat([hidden_states @ part.float().T for part in self.weight.split(PIECE)], dim=-1)
             return product if self.bias is None else product + self.bias.float()
-        if self.packed is None or not may_use_packed(hidden_states):
-            return super().forward(hidden_states)
-        return multiply_packed(hidden_states, self.packed, self.bias)
+        packed = self.packed_for(hidden_states)
+        return super().forward(hidden_states) if packed is None else multiply_packed(hidden_states, packed, self.bias)
 
 
 @contextmanager
-def packed_weights(modules: Iterable[nn.Module], passes: int) -> Iterator[None]:
+def packed_weights(always: nn.Module, perhaps: Iterable[nn.Module], passes: int) -> Iterator[None]:
     """
-    Keep packed copies of linear layers and concept tables for as long as this context lasts, no longer, so that weights may change
-    before and after it in any way. Nothing happens where packing cannot pay: off the CPU, in half precision (which
-    torch leaves to oneDNN by itself), under autocast, for large models and for few passes.
+    Use packed copies of weights for as long as this context lasts, no longer, so that weights may change before and after it
+    in any way. Nothing happens where packing cannot pay: off the CPU, in half precision (which torch leaves to oneDNN by
+    itself), under autocast, for large models and for few passes.
 
     Args:
-        modules: Hold what can be packed.
+        always: What every pass runs.
+        perhaps: What passes may run, or not; packed when it has been wanted `PRODUCTS_UNPACKED` times.
         passes: Forward passes to come.
     """
-    layers = [] if passes < FEWEST_PASSES else _packable(modules)
+    left, packable = LARGEST, []
+    if passes >= FEWEST_PASSES and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
+        for module in (always, *perhaps):
+            layers = _packable(module)
+            needed = sum(layer.weight.nbytes for layer in layers)
+            if needed <= left:
+                left -= needed
+                packable += layers
+                for layer in layers:
+                    layer.products_unpacked = 0 if module is always else PRODUCTS_UNPACKED
     try:
-        for layer in layers:
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
         yield
     finally:
-        for layer in layers:
-            layer.packed = None
+        for layer in packable:
+            layer.packed = layer.products_unpacked = None
 
 
-def _packable(modules: Iterable[nn.Module]) -> list[Any]:
-    layers: list[Any] = [
+def _packable(module: nn.Module) -> list[Packable]:
+    return [
         layer
-        for module in modules
         for layer in module.modules()
-        if hasattr(layer, "packed") and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+        if isinstance(layer, Packable) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
     ]
-    unusable = not torch.backends.mkldnn.is_available() or torch.is_autocast_enabled("cpu")
-    return [] if unusable or sum(layer.weight.nbytes for layer in layers) > LARGEST else layers
 
 
-__all__ = ["SteerlingLinear", "may_use_packed", "multiply_packed", "packed_weights"]
+__all__ = ["Packable", "SteerlingLinear", "multiply_packed", "packed_weights"]

@@ -152,9 +152,10 @@ class Steering:
         places = _places(
             canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
         )
-        chosen = places[torch.arange(len(positions)).repeat(lanes)]
-        chosen.blind[len(positions) :] = True
-        self.context.states = self.context.logits = chosen
+        if lanes == 2:
+            places = places[torch.arange(len(positions)).repeat(2)]
+            places.blind[len(positions) :] = True
+        self.context.states = self.context.logits = places
 
     # In forward
 
@@ -358,19 +359,17 @@ def operations_by_row(model: Any, steering: Any, rows: int, copies: int) -> list
 
 def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Tensor, masked: torch.Tensor) -> Places:
     """Places of positions (rows, W) or (n,), where each canvas has so many rows, or so many of the n."""
-
-    def spread(values: list[int]) -> torch.Tensor:
-        lines = torch.tensor(values).repeat_interleave(torch.tensor(repeats))
-        return (lines[:, None] if positions.dim() == 2 else lines).expand(positions.shape)
-
+    facts = torch.tensor([[canvas.index, canvas.prompt, canvas.committed, canvas.forwards] for canvas in canvases])
+    lines = facts.repeat_interleave(torch.tensor(repeats), dim=0).T
+    row, prompt, committed, step = (lines[..., None] if positions.dim() == 2 else lines).expand(-1, *positions.shape)
     return Places(
-        row=spread([canvas.index for canvas in canvases]),
+        row=row,
         position=positions,
-        offset=positions - spread([canvas.prompt for canvas in canvases]),
+        offset=positions - prompt,
         masked=masked,
         clean=torch.zeros_like(masked),
-        committed=spread([canvas.committed for canvas in canvases]),
-        step=spread([canvas.forwards for canvas in canvases]),
+        committed=committed,
+        step=step,
         blind=torch.zeros_like(masked),
     )
 

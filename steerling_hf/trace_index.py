@@ -392,7 +392,7 @@ def check_search(k: int = 1, kind: str = "dense", where: str | Mapping[str, Any]
 
 
 def _concepts(model: SteerlingForDiffusionLM) -> int:
-    return sum(head.n_concepts for head in (model.known_head, model.unknown_head) if head is not None)
+    return sum(head.n_concepts for head in model.heads)
 
 
 def _rows(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from generation_model import make_model, make_prompt
-from steerling_hf.modeling import packing_steerling
-from steerling_hf.modeling.packing_steerling import SteerlingLinear, packed_weights
+from steerling_hf.modeling import concepts_steerling, packing_steerling
+from steerling_hf.modeling.packing_steerling import PRODUCTS_UNPACKED, SteerlingLinear, packed_weights
 
 from steerling_hf import SetConcepts
 
@@ -20,7 +20,7 @@ def packed_layers(model) -> int:
 
 def packed_during_generate(model, **settings) -> int:
     seen = []
-    handle = model.transformer.ln_f.register_forward_hook(lambda *_: seen.append(packed_layers(model)))
+    handle = model.transformer.lm_head.register_forward_hook(lambda *_: seen.append(packed_layers(model)))
     model.generate(make_prompt(5), **{"max_new_tokens": 16, **settings})
     handle.remove()
     assert len(set(seen)) == 1
@@ -32,20 +32,31 @@ def test_all_linear_layers_of_the_backbone_are_packed_while_it_generates(model):
     assert packed_layers(model) == 0
 
 
-def test_so_are_the_tables_of_heads_that_run(model, monkeypatch):
+def test_the_table_of_a_head_that_scores_all_of_it_is_packed_after_some_products(model, monkeypatch):
     seen = []
     watching = model.known_head.register_forward_hook(
         lambda head, *_: seen.append((head.scored_table.packed, model.unknown_head.scored_table.packed))
     )
     steering = SetConcepts([3], 0.9)
     packed = model.generate(make_prompt(5), max_new_tokens=16, steering=steering)
-    assert seen
-    assert all(own is not None and other is None for own, other in seen)
+    assert [own is not None for own, _ in seen] == [number >= PRODUCTS_UNPACKED for number in range(16)]
+    assert all(other is None for _, other in seen)
     assert model.known_head.scored_table.packed is None
+    assert model.known_head.scored_table.products_unpacked is None
     watching.remove()
     monkeypatch.setattr("steerling_hf.modeling.packing_steerling.FEWEST_PASSES", 1000)
     assert torch.equal(packed, model.generate(make_prompt(5), max_new_tokens=16, steering=steering))
     assert not torch.equal(packed, model.generate(make_prompt(5), max_new_tokens=16))
+
+
+def test_a_table_that_is_never_scored_as_a_whole_is_not_packed(monkeypatch):
+    monkeypatch.setattr(concepts_steerling, "SCREENS", (12,))
+    model, seen = make_model(n_concepts=1000), []
+    table = model.known_head.scored_table
+    table.weight.data[3] = 0  # half of the others are stronger, clearly
+    model.transformer.lm_head.register_forward_hook(lambda *_: seen.append(table.packed))
+    model.generate(make_prompt(5), max_new_tokens=16, steering=SetConcepts([3], 0.9))
+    assert seen == [None] * 16
 
 
 @pytest.mark.parametrize("rows", [1, 3, 65])
@@ -55,9 +66,9 @@ def test_packed_products_are_the_same(rows, bias):
     layer, states = SteerlingLinear(48, 80, bias=bias), torch.randn(2, rows, 48)
     with torch.no_grad():
         plain = layer(states)
-        with packed_weights([layer], passes=100):
-            assert layer.packed is not None
+        with packed_weights(layer, [], passes=100):
             assert torch.allclose(layer(states), plain, atol=1e-6)
+            assert layer.packed is not None
             # Views, as the model hands them on.
             assert torch.allclose(layer(states.transpose(0, 1)), plain.transpose(0, 1), atol=1e-6)
 
@@ -70,7 +81,7 @@ def test_full_precision_of_half_precision_weights_keeps_the_bias():
 
 def test_gradients_flow_past_packed_weights():
     layer = SteerlingLinear(4, 3)
-    with packed_weights([layer], passes=100):
+    with packed_weights(layer, [], passes=100):
         layer(torch.ones(1, 4)).sum().backward()
     assert torch.equal(layer.weight.grad, torch.ones(3, 4))
 

@@ -33,7 +33,7 @@ def hidden_states() -> torch.Tensor:
     return torch.randn(2, ROWS // 2, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=[1, 16], ids=["many groups", "too few groups"])
+@pytest.fixture(params=[((12,), 1), ((12,), 16), ((2, 12), 1)], ids=["many groups", "too few groups", "two samples"])
 def scored(monkeypatch, request) -> list[int]:
     """Rows of which all concepts were scored, pass by pass; a sample is a twentieth of the concepts."""
     rows: list[int] = []
@@ -43,9 +43,10 @@ def scored(monkeypatch, request) -> list[int]:
         rows.append(len(query))
         return strongest(self, keys, query)
 
+    screens, group = request.param
     monkeypatch.setattr(SteerlingConceptHead, "_strongest", watched)
-    monkeypatch.setattr(concepts_steerling, "SCREEN", 12)
-    monkeypatch.setattr(concepts_steerling, "GROUP", request.param)
+    monkeypatch.setattr(concepts_steerling, "SCREENS", screens)
+    monkeypatch.setattr(concepts_steerling, "GROUP", group)
     return rows
 
 
