@@ -86,7 +86,7 @@ def attribute_inputs(
     positions: Sequence[int] | None = None,
     *,
     concept: int | None = None,
-    n_steps: int = 12,
+    n_steps: int = 16,
     method: str = "adaptive",
     memory_budget: int = 1 << 30,
     progress: bool = False,

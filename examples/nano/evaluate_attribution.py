@@ -19,6 +19,10 @@ completeness_error
     Median, over tokens of answers of all kinds, of |sum of scores - change of the logit|, in logits, by the default method;
     completeness_error_gauss8 and completeness_error_riemann32 are those of 8 Gauss-Legendre points and of 32 right Riemann
     points on the same tokens.
+score_error
+    Only with --exact N: median, over N of these tokens, of the sum of |score - exact score| over that of |exact score|, where
+    scores of 256 points in the middle of even segments count as exact; score_error_mean is the mean, and again _gauss8 and
+    _riemann32 are other methods. That is what matters: scores can be made complete by scaling, and be as wrong as before.
 neighbours_share_topic
     As in evaluate_embeddings.py.
 """
@@ -47,6 +51,12 @@ CHUNKS, CONTACTS, TRACES, TARGETS_OF_TRACE = 240, 100, 16, 8
 NEW_TOKENS = 72
 BATCH = 24
 TOP_WORDS = 3
+METHODS = {
+    "": {},
+    "_gauss8": {"method": "gausslegendre", "n_steps": 8},
+    "_riemann32": {"method": "riemann_right", "n_steps": 32},
+}
+EXACT = {"method": "riemann_middle", "n_steps": 256}
 
 
 def answer(model, tokenizer, prompts: list[str]):
@@ -144,22 +154,35 @@ def _names_the_person(scores: list[float], texts: list[str]) -> bool:
     return bool(names & set(sorted(totals, key=totals.__getitem__, reverse=True)[:TOP_WORDS]))
 
 
-def beliefs(model, tokenizer, count: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Means of all measures of belief over the tokens of `count` answers, and median completeness errors by method."""
+def answers_of_all_kinds(model, tokenizer, count: int, desc: str):
+    """Yield the trace of each of `count` greedy answers, with evenly spread positions of it."""
     rng = random.Random(SEED + 1)
     prompts = [document(rng, KINDS[i % len(KINDS)], held_out=True).prompt for i in range(count)]
-    measured: list[Belief] = []
-    errors: dict[str, list[float]] = {"": [], "_gauss8": [], "_riemann32": []}
-    ways = {
-        "": {},
-        "_gauss8": {"method": "gausslegendre", "n_steps": 8},
-        "_riemann32": {"method": "riemann_right", "n_steps": 32},
-    }
-    for output, row in tqdm(answer(model, tokenizer, prompts), total=count, desc="belief", file=sys.stderr):
+    for output, row in tqdm(answer(model, tokenizer, prompts), total=count, desc=desc, file=sys.stderr):
         trace = output.traces[row]
         decided = trace.decided.tolist()
-        positions = decided[:: max(1, len(decided) // TARGETS_OF_TRACE)][:TARGETS_OF_TRACE]
-        for name, settings in ways.items():
+        yield trace, decided[:: max(1, len(decided) // TARGETS_OF_TRACE)][:TARGETS_OF_TRACE]
+
+
+def score_errors(model, tokenizer, count: int) -> dict[str, float]:
+    """How far the scores of each method are from exact ones, for one token of each of `count` answers."""
+    errors: dict[str, list[float]] = {name: [] for name in METHODS}
+    for number, (trace, positions) in enumerate(answers_of_all_kinds(model, tokenizer, count, "exact scores")):
+        target = [positions[number % len(positions)]]
+        exact = attribute_inputs(model, trace, target, **EXACT).scores
+        for name, settings in METHODS.items():
+            error = attribute_inputs(model, trace, target, **settings).scores - exact
+            errors[name].append(float(error.abs().sum() / exact.abs().sum()))
+    means = {f"score_error_mean{name}": statistics.mean(values) for name, values in errors.items()}
+    return {f"score_error{name}": statistics.median(values) for name, values in errors.items()} | means
+
+
+def beliefs(model, tokenizer, count: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Means of all measures of belief over the tokens of `count` answers, and median completeness errors by method."""
+    measured: list[Belief] = []
+    errors: dict[str, list[float]] = {name: [] for name in METHODS}
+    for trace, positions in answers_of_all_kinds(model, tokenizer, count, "belief"):
+        for name, settings in METHODS.items():
             found = attribute_inputs(model, trace, positions, **settings)
             errors[name] += found.errors.abs().tolist()
             if not name:
@@ -168,7 +191,7 @@ def beliefs(model, tokenizer, count: int) -> tuple[dict[str, float], dict[str, f
     return means, {name: statistics.median(values) for name, values in errors.items()}
 
 
-def evaluate(model, tokenizer, chunks: int, contacts: int, traces: int) -> dict[str, float]:
+def evaluate(model, tokenizer, chunks: int, contacts: int, traces: int, exact: int) -> dict[str, float]:
     """Return the measures (see the top of this file)."""
     found = top_concepts(model, tokenizer, chunks)
     result = {"top1_concept": sum(found) / len(found), "chunks": len(found)}
@@ -178,6 +201,8 @@ def evaluate(model, tokenizer, chunks: int, contacts: int, traces: int) -> dict[
     result["comprehensiveness_over_random"] = means["comprehensiveness"] / means["random_comprehensiveness"]
     result |= {name: means[name] for name in ("comprehensiveness", "random_comprehensiveness", "sufficiency")}
     result |= {f"completeness_error{name}": value for name, value in errors.items()}
+    if exact:
+        result |= score_errors(model, tokenizer, exact)
     result["neighbours_share_topic"] = neighbours_share_topic(model, tokenizer)["neighbours_share_topic"]
     return result
 
@@ -189,11 +214,14 @@ def main() -> None:
     arguments.add_argument("--model", default=str(ROOT_CHECKPOINT), metavar="FOLDER", help="checkpoint folder")
     for name, default in (("chunks", CHUNKS), ("contacts", CONTACTS), ("traces", TRACES)):
         arguments.add_argument(f"--{name}", type=int, default=default, metavar="N", help="(default: %(default)s)")
+    arguments.add_argument("--exact", type=int, default=0, metavar="N", help="tokens whose exact scores are computed")
     given = arguments.parse_args()
-    if min(given.chunks, given.contacts, given.traces) < 1:
+    if min(given.chunks, given.contacts, given.traces, given.exact) < 1:
         arguments.error("--chunks, --contacts and --traces take numbers of 1 or more")
+    if given.exact < 0:
+        arguments.error("--exact takes a number of 0 or more")
     with torch.no_grad():
-        result = evaluate(*load(given.model), given.chunks, given.contacts, given.traces)
+        result = evaluate(*load(given.model), given.chunks, given.contacts, given.traces, given.exact)
     rounded = {name: round(value, 4) for name, value in result.items()}
     print(json.dumps(rounded) if given.json else "\n".join(f"{name:32} {value}" for name, value in rounded.items()))
 
