@@ -135,7 +135,10 @@ class SteerlingCache(Cache):
         return min(map(len, self.tokens), default=0)
 
     def start(self, rows: int) -> None:
-        """Have so many rows, empty if there were none."""
+        """Have so many rows, empty if there were none; and be written to, where it was made in inference mode and that is over."""
+        for layer in self.layers:
+            if layer.is_initialized and layer.keys.is_inference() and not torch.is_inference_mode_enabled():
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         if not self.tokens:
             self.tokens = [torch.empty(0, dtype=torch.long)] * rows
 

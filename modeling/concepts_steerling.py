@@ -162,7 +162,7 @@ class SteerlingConceptHead(nn.Module):
             unclear = self._keys(self._unclear, query, only)
             if len(unclear):
                 top, top_weights = self._keys(self._strongest, query[unclear])
-                weights[unclear] = (top_weights[..., None] * (top[..., None] == only)).sum(dim=-2)
+                weights[unclear] = weights_among(top, top_weights, only)
         shape = hidden_states.shape[:-1]
         indices: Any = only.expand(*shape, -1)
         return SteerlingPartialOutput(
@@ -222,7 +222,7 @@ class SteerlingConceptHead(nn.Module):
             hidden_states: (n, D).
             top: (n, k) concepts that `forward` reports of them.
             top_weights: (n, k) weights that it reports.
-            concepts: (m,) ids of this head.
+            concepts: (m,) ids of this head, each once.
 
         Returns:
             (n, m), float32, on the device of the states.
@@ -234,8 +234,7 @@ class SteerlingConceptHead(nn.Module):
             top, top_weights = self._keys(self._strongest, self._query(hidden_states))
         elif self.topk_features is not None:
             top, top_weights = top[:, : self.topk_features], top_weights[:, : self.topk_features]
-        top, top_weights, concepts = top.to(device), top_weights.to(device), concepts.to(device)
-        return (top_weights[..., None] * (top[..., None] == concepts)).sum(dim=-2)
+        return weights_among(top.to(device), top_weights.to(device), concepts.to(device))
 
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is compared with the rows of the key table: of width D, or of the factorisation's rank."""
@@ -267,7 +266,7 @@ class SteerlingConceptHead(nn.Module):
         whole = isinstance(concepts, slice) and concepts == slice(0, self.n_concepts)
         packed = self._keys.packed_for(query) if whole else None
         if packed is not None:
-            return multiply_packed(query, packed)[:, concepts]
+            return multiply_packed(query, packed)[..., concepts]
         keys = keys[concepts]
         if self.factorized:
             query, keys = query.float(), keys.float()
@@ -315,6 +314,23 @@ class SteerlingConceptHead(nn.Module):
         )
 
 
+def weights_among(ids: torch.Tensor, weights: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
+    """
+    Sums of weights by concept, in the memory of what goes in and comes out.
+
+    Args:
+        ids, weights: (n, k) concepts and their weights; a concept may be named twice.
+        concepts: (m,) ids, each once.
+
+    Returns:
+        (n, m), 0 for concepts that are not named.
+    """
+    ordered, order = concepts.sort()
+    places = torch.searchsorted(ordered, ids.contiguous()).clamp(max=len(concepts) - 1)
+    found = weights * (ordered[places] == ids)
+    return weights.new_zeros(len(ids), len(concepts)).scatter_add(1, order[places], found)
+
+
 def _largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`scores.topk(k)` of (n, m) scores, which for large m is slow: only the groups with the k largest maxima matter."""
     groups = scores.shape[-1] // GROUP
@@ -351,4 +367,5 @@ __all__ = [
     "SteerlingConceptTable",
     "SteerlingPartialOutput",
     "SteerlingResidual",
+    "weights_among",
 ]

@@ -26,7 +26,6 @@ from transformers.utils import ModelOutput
 from .attribution_steerling import ConceptRecorder, SteerlingAttributions
 from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
-from .concepts_steerling import SteerlingConceptHead
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
@@ -74,7 +73,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     config: Any
     transformer: PreTrainedModel
     compute_logits: Callable
-    heads: list[SteerlingConceptHead]
+    concept_heads: Callable
     _default_compile_config: Callable
     training: bool
     is_gradient_checkpointing: bool
@@ -229,7 +228,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             self._steered(steering, canvases, generation_config.num_return_sequences) as (encoder.steering, report),
             packed_weights(
                 self.transformer,
-                [head.scored_table for head in self.heads],
+                [head.scored_table for head in self.concept_heads()],
                 passes=max(canvas.planned for canvas in canvases),
             ),
         ):
@@ -298,8 +297,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what was compiled for this very model."""
-        state: Any = super().__getstate__()  # that of torch's modules, which mypy does not see from a mixin
-        return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_steps")}
+        return {key: value for key, value in vars(self).items() if key not in ("_compiled_for", "_compiled_steps")}
 
     def _make_canvases(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: Any

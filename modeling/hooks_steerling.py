@@ -6,7 +6,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from .concepts_steerling import SteerlingConceptHead, SteerlingConceptOutput, SteerlingPartialOutput
+from .concepts_steerling import (
+    SteerlingConceptHead,
+    SteerlingConceptOutput,
+    SteerlingPartialOutput,
+    weights_among,
+)
 
 
 @dataclass
@@ -309,12 +314,11 @@ def _present_weights(
     """(n, m) weights, float32, of concepts (m,) at n places, as the hooks before this one have left them."""
     if isinstance(output, SteerlingPartialOutput):
         weights, indices = cast(torch.Tensor, output.weights), cast(torch.Tensor, output.indices)
-        return (weights[at][..., None] * (indices[at][..., None] == concepts)).sum(dim=-2)
+        return weights_among(indices[at], weights[at], concepts)
     if not isinstance(output, ChangedConceptOutput):
         return head.weights_of(hidden_states[at], output.indices[at], output.weights[at], concepts)
     weights = _present_weights(head, hidden_states, output.untouched, at, concepts)
-    same = output.concepts[at][..., None] == concepts
-    return output.factor[at] * weights + (output.added[at][..., None] * same).sum(dim=-2)
+    return output.factor[at] * weights + weights_among(output.concepts[at], output.added[at], concepts)
 
 
 def _change(

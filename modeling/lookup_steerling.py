@@ -66,7 +66,7 @@ def target_profile(model: Any, operation: Any) -> list[tuple[Any, SteerlingConce
         hidden_states = model.transformer(input_ids=rows).last_hidden_state
         states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
     profile = []
-    for head in model.heads:
+    for head in model.concept_heads():
         output = head.forward(torch.cat(states))
         weights, indices = output.weights.float(), output.indices
         if operation.pooled:

@@ -22,6 +22,9 @@ from .loss_steerling import (
 )
 from .outputs_steerling import SteerlingConcepts, SteerlingOutput
 
+# Of more concepts than these, some are most likely among a position's strongest, and their head is scored as a whole anyway.
+FEW_CONCEPTS = 64
+
 
 class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
     """Steerling with its concept heads: loss, logits, concepts and `generate`."""
@@ -156,14 +159,13 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
         return self.transformer.lm_head(self.compose(hidden_states))
 
-    @property
-    def heads(self) -> list[SteerlingConceptHead]:
+    def concept_heads(self) -> list[SteerlingConceptHead]:
         """Known and discovered head, as far as this checkpoint has them."""
         return [head for head in (self.known_head, self.unknown_head) if head is not None]
 
     def hooked_heads(self) -> list[SteerlingConceptHead]:
         """The heads that run in generation because forward hooks can change what they say, or what is made of it."""
-        return [head for head in self.heads if _is_hooked(head) or _is_hooked(self.residual)]
+        return [head for head in self.concept_heads() if _is_hooked(head) or _is_hooked(self.residual)]
 
     def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
@@ -244,12 +246,13 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _looked_at(head: nn.Module) -> torch.Tensor | None:
-    """Ids of the concepts of a head that its hooks look at, `None` if it may be all."""
+    """Ids of the concepts of a head that its hooks look at, `None` if they may be all or are too many to look at one by one."""
     hooks: list[Any] = list(head._forward_hooks.values())
     inside = head._forward_pre_hooks or any(_is_hooked(part) for part in head.children())
     if inside or not all(hasattr(hook, "looks_at") for hook in hooks):
         return None
-    return torch.cat([hook.looks_at for hook in hooks]).unique()
+    ids = torch.cat([hook.looks_at for hook in hooks]).unique()
+    return ids if len(ids) <= FEW_CONCEPTS else None
 
 
 def _run(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,12 +40,16 @@ class Packable(nn.Module):
         """The packed weight for a product with these states, None if it is one for the weight as it is."""
         if not may_use_packed(states):
             return None
-        if self.packed is None and self.products_unpacked is not None:
-            if self.products_unpacked == 0:
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            else:
-                self.products_unpacked -= 1
-        return self.packed
+        packed, left = self.packed, self.products_unpacked
+        if packed is None and left == 0:
+            packed = self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        elif left:
+            self.products_unpacked = left - 1
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without what is packed for a call of generate."""
+        return {key: value for key, value in vars(self).items() if key not in ("packed", "products_unpacked")}
 
 
 class SteerlingLinear(Packable, nn.Linear):
@@ -66,7 +71,8 @@ def packed_weights(always: nn.Module, perhaps: Iterable[nn.Module], passes: int)
     """
     Use packed copies of weights for as long as this context lasts, no longer, so that weights may change before and after it
     in any way. Nothing happens where packing cannot pay: off the CPU, in half precision (which torch leaves to oneDNN by
-    itself), under autocast, for large models and for few passes.
+    itself), under autocast, for modules that are too large and for few passes; and nothing more for what another call, around
+    this one or in another thread, has packed.
 
     Args:
         always: What every pass runs.
@@ -94,7 +100,10 @@ def _packable(module: nn.Module) -> list[Packable]:
     return [
         layer
         for layer in module.modules()
-        if isinstance(layer, Packable) and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+        if isinstance(layer, Packable)
+        and layer.products_unpacked is None
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.float32
     ]
 
 

@@ -52,7 +52,10 @@ class Steering:
         self.announced = False  # whether the present pass of the backbone is known without a look at its arguments
         self.whole = False  # whether forward decomposes all positions, whatever it keeps
         self.keep: int | torch.Tensor = 0  # `logits_to_keep` of forward
-        self.states: dict[int, tuple[bool, ...]] = {}  # of each canvas, what `changed` saw last
+        # Of the present call of generate: what `changed` saw last of each canvas, and the rows of each operation.
+        self.states: dict[int, tuple[bool, ...]] = {}
+        self.rows: dict[HookBuilder, set[int] | None] = {}
+        self.of_calls: list[HookBuilder] = []  # all that came with calls of generate
         self.watches: list[Any] = []
 
     def attach(
@@ -103,7 +106,20 @@ class Steering:
 
     # In generate
 
-    def start(self, canvases: Sequence[Canvas]) -> None:
+    @contextmanager
+    def call(self, canvases: Sequence[Canvas], own: list[HookBuilder]) -> Iterator[None]:
+        """A call of generate, perhaps inside another one, with operations of its own."""
+        before = self.states, self.rows
+        self.of_calls += own
+        try:
+            self._start(canvases, own)
+            yield
+        finally:
+            self.states, self.rows = before
+            self.of_calls = [builder for builder in self.of_calls if builder not in own]
+            self.context.forget()
+
+    def _start(self, canvases: Sequence[Canvas], own: list[HookBuilder]) -> None:
         """Before the first pass: which rows meet the conditions of which operations."""
         same: dict[tuple[int, ...], list[int]] = {}
         for canvas in canvases:
@@ -111,7 +127,8 @@ class Steering:
         prompts = [torch.tensor(prompt) for prompt in same]
         mask = self.model.config.mask_token_id
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
-        self._weigh_conditions(ids, ids != mask, list(same.values()))
+        positions = torch.arange(ids.shape[1]).expand(ids.shape)
+        self.rows = self._weigh_conditions(ids, ids != mask, positions, list(same.values()), own)
         self.states = {canvas.index: self._state(canvas) for canvas in canvases}
 
     def changed(self, canvas: Canvas) -> bool:
@@ -120,12 +137,16 @@ class Steering:
         return self.states[canvas.index] != before
 
     def _state(self, canvas: Canvas) -> tuple[bool, ...]:
-        scopes = (builder.scope for builder in self.builders)
-        return tuple(
-            scope.cutoff is None or canvas.committed < scope.cutoff
-            for scope in scopes
-            if scope.rows is None or canvas.index in scope.rows
-        )
+        acting = [
+            builder.scope
+            for builder, rows in self.rows.items()
+            if builder in self.builders and (rows is None or canvas.index in rows)
+        ]
+        return tuple(scope.cutoff is None or canvas.committed < scope.cutoff for scope in acting)
+
+    def _act_in(self, rows: dict[HookBuilder, set[int] | None]) -> None:
+        for builder, own in rows.items():
+            builder.scope.rows = own
 
     def window(
         self,
@@ -139,6 +160,7 @@ class Steering:
         Announce a pass over windows of canvases, each of which has `lanes` rows: (rows, W) positions, and bool where they
         are masked and seen.
         """
+        self._act_in(self.rows)
         if not any(builder.injections for builder in self.builders):
             return self.announce(None)
         places = _places(canvases, [lanes] * len(canvases), positions, masked)
@@ -148,6 +170,7 @@ class Steering:
 
     def choose(self, canvases: Sequence[Canvas], lanes: int, masked: Sequence[torch.Tensor]) -> None:
         """Announce the heads and logits of masked positions (n_i,) of canvases, lane by lane."""
+        self._act_in(self.rows)
         positions = torch.cat(list(masked))
         places = _places(
             canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
@@ -198,7 +221,8 @@ class Steering:
         text, positions = self._text_and_positions(ids, given)
         masked = (ids == self.model.config.mask_token_id) & text
         with torch.no_grad():
-            self._weigh_conditions(ids, text & ~masked, [[row] for row in range(len(ids))])
+            rows = [[row] for row in range(len(ids))]
+            self._act_in(self._weigh_conditions(ids, text & ~masked, positions, rows))
         noised = masked.any(-1, keepdim=True)
         first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
         zero = torch.zeros_like(positions)
@@ -228,19 +252,34 @@ class Steering:
         counted = (text.long().cumsum(-1) - 1)[:, past:]
         return text[:, past:], counted if positions is None else positions.cpu().expand(ids.shape)
 
-    def _weigh_conditions(self, ids: torch.Tensor, text: torch.Tensor, rows: list[list[int]]) -> None:
-        """For texts (B, T) that each stand in some rows."""
+    def _weigh_conditions(
+        self,
+        ids: torch.Tensor,
+        text: torch.Tensor,
+        positions: torch.Tensor,
+        rows: list[list[int]],
+        acting: Sequence[HookBuilder] = (),
+    ) -> dict[HookBuilder, set[int] | None]:
+        """
+        The rows in which each operation may act, by texts (B, T) that each stand in some rows. Operations of a call of generate
+        are idle in what is called inside it.
+        """
         device, at_once = device_of(self.model), max(1, POSITIONS // ids.shape[1])
+        found: dict[HookBuilder, set[int] | None] = {}
         for builder in self.builders:
             condition = builder.operation.condition
-            if condition is not None:
+            found[builder] = builder.rows
+            if builder in self.of_calls and builder not in acting:
+                found[builder] = set()
+            elif condition is not None:
+                pieces = zip(*(whole.split(at_once) for whole in (ids, text, positions.clamp(min=0))))
                 with self.announce(None):
                     holds = [
-                        condition.holds(self.model, some.to(device), real.to(device)).tolist()
-                        for some, real in zip(ids.split(at_once), text.split(at_once))
+                        condition.holds(self.model, *(part.to(device) for part in piece)).tolist() for piece in pieces
                     ]
                 allowed = {row for own, held in zip(rows, chain(*holds)) if held for row in own}
-                builder.scope.rows = allowed if builder.rows is None else allowed & builder.rows
+                found[builder] = allowed if builder.rows is None else allowed & builder.rows
+        return found
 
 
 class SteerableMixin:
@@ -278,13 +317,13 @@ class SteerableMixin:
         """The model under `steering` of `generate` as well, ready for the first pass; and the report of these operations."""
         operations = operations_by_row(self, steering, len(canvases), copies)
         handle = self._attach(operations) if operations else None
+        if self._steering is None:
+            yield None, None
+            return
         try:
-            if self._steering is not None:
-                self._steering.start(canvases)
-            yield self._steering, handle.report if handle else None
+            with self._steering.call(canvases, handle._builders if handle else []):
+                yield self._steering, handle.report if handle else None
         finally:
-            if self._steering is not None:
-                self._steering.context.forget()
             if handle is not None:
                 handle.remove()
 

@@ -50,10 +50,24 @@ class Condition:
             )
         _check_choice("condition.pooling", self.pooling, ("max", "mean"))
 
-    def holds(self, model: Any, ids: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """(B,) bool for (B, T) token ids and (B, T) bool, where they are text to be looked at."""
+    def holds(
+        self, model: Any, ids: torch.Tensor, text: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Whether it holds in each row.
+
+        Args:
+            model: The model.
+            ids: (B, T) token ids.
+            text: (B, T) bool, where they are text to be looked at.
+            positions: (B, T) places in the row; by default text is counted.
+
+        Returns:
+            (B,) bool.
+        """
         head, (index,) = split_concepts(model, (self.concept,))[0]
-        hidden_states = model.transformer(input_ids=ids, attention_mask=text.long()).last_hidden_state
+        outputs = model.transformer(input_ids=ids, attention_mask=text.long(), position_ids=positions)
+        hidden_states = outputs.last_hidden_state
         states = hidden_states[text.to(hidden_states.device)]
         output = head.forward(states)
         concept = torch.tensor([index], device=output.indices.device)
@@ -152,9 +166,9 @@ class HookBuilder:
         """The arguments that all hooks have."""
         return self.operation.name, self.scope, self.report, self.context
 
-    def put(self, module: torch.nn.Module, hook: Any) -> None:
-        """Register a hook on a module."""
-        self.handles.append(module.register_forward_hook(hook))
+    def put(self, module: torch.nn.Module, hook: Any, first: bool = False) -> None:
+        """Register a hook on a module, in front of all others or behind them."""
+        self.handles.append(module.register_forward_hook(hook, prepend=first))
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -210,7 +224,8 @@ class Inject(Operation):
         )
         hooks.injections.append(hook)
         for layer in chosen:
-            hooks.put(model.transformer.blocks[layer - 1], hook)
+            # In front of what transformers hangs there to record hidden states, and leaves there.
+            hooks.put(model.transformer.blocks[layer - 1], hook, first=True)
 
 
 @dataclass(frozen=True)
@@ -463,12 +478,14 @@ def _check_concepts(concepts: tuple[int, ...], config: Any, name: str = "concept
     count = known + (config.n_unknown_concepts if config.use_unknown else 0)
     if not concepts:
         raise ValueError(f"`{name}` is empty: give one concept id or more.")
+    seen: set[int] = set()
     for concept in concepts:
         if not _is_whole(concept) or not 0 <= concept < count:
             discovered = f", discovered ones {known} to {count - 1}" if count > known else ", and no others exist"
             raise ValueError(f"`{name}` has {concept!r}: known concepts have the ids 0 to {known - 1}{discovered}.")
-        if concepts.count(concept) > 1:
+        if concept in seen:
             raise ValueError(f"`{name}` has {concept} more than once: name each concept once.")
+        seen.add(concept)
 
 
 def _check_layers(layers: int | Sequence[int] | None, config: Any) -> None:

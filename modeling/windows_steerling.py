@@ -209,17 +209,18 @@ class WindowEncoder:
             self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
         mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
-        with self._announced(canvases, ids, places, ends):
-            hidden_states = (self.step if static else self.transformer)(
-                input_ids=ids.to(self.device),
-                attention_mask={"full_attention": mask},
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=self.cache is not None,
-            ).last_hidden_state
-        if self.cache is not None:
-            self.cache.window = None
-        return hidden_states
+        try:
+            with self._announced(canvases, ids, places, ends):
+                return (self.step if static else self.transformer)(
+                    input_ids=ids.to(self.device),
+                    attention_mask={"full_attention": mask},
+                    position_ids=positions,
+                    past_key_values=self.cache,
+                    use_cache=self.cache is not None,
+                ).last_hidden_state
+        finally:
+            if self.cache is not None:
+                self.cache.window = None
 
     def _announced(
         self, canvases: Sequence[Canvas], ids: torch.Tensor, places: torch.Tensor, ends: torch.Tensor

@@ -51,14 +51,17 @@ def split(
         first token that ends a turn or a text.
 
     Raises:
-        ValueError: `by` is none of these, or a span lies outside the text.
+        ValueError: `by` is none of these, or spans lie outside the text behind the prompt, overlap or are not in order.
     """
     if not isinstance(by, str):
+        free = start
         for first, stop in by:
-            if not 0 <= first < stop <= len(tokens):
+            if not free <= first < stop <= len(tokens):
                 raise ValueError(
-                    f"`by` has the span ({first}, {stop}), but the text has the positions 0 to {len(tokens)}."
+                    f"`by` has the span ({first}, {stop}): give spans in their order, without overlaps, between the positions "
+                    f"{start} and {len(tokens)}, where the answer begins and ends (the prompt counts, too)."
                 )
+            free = stop
         return [(int(first), int(stop)) for first, stop in by]
     check_by(by)
     final = {token for token in (config.eot_id, config.eos_token_id, config.pad_token_id) if token is not None}

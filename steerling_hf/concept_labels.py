@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
 from .checkpoints import checkpoint, checkpoint_names
-from .files import parquet_library
+from .files import check_folder, parquet_library, whole_file, write_whole
 
 HEADS = ("known", "unknown")
 FLAGS = ("steerable", "tone", "alignment", "demographic")
@@ -97,6 +97,8 @@ def find_labels(source: str | Path, revision: str | None = None) -> Path:
             return Path(hf_hub_download(str(source), name, revision=revision))
         except EntryNotFoundError as error:
             reason = reason or error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise _no_labels(source) from error
     raise _no_labels(source) from reason
 
 
@@ -138,21 +140,24 @@ def write_labels(concepts: Iterable[Concept], path: Path) -> None:
 
     Raises:
         ValueError: The name ends in neither `.parquet` nor `.json`.
+        FileNotFoundError: Its folder does not exist.
     """
+    _check_suffix(path)
+    check_folder(path)
     rows = [_row(concept) for concept in concepts]
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         return
-    _check_suffix(path)
     pyarrow = parquet_library(LABELS)
     kinds = {"concept_id": pyarrow.int64(), "head": pyarrow.string(), "public_group_id": pyarrow.int64()}
     kinds |= dict.fromkeys(_TEXT_COLUMNS, pyarrow.string()) | dict.fromkeys(_FLAG_COLUMNS, pyarrow.bool_())
     schema = pyarrow.schema([(name, kinds[name]) for name in COLUMNS])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path)
+    with whole_file(path) as whole:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), whole)
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix != ".parquet":
+    if path.suffix not in (".parquet", ".json"):
         raise ValueError(f"`path` is {str(path)!r}: concept labels are kept in .parquet or .json files; choose one.")
 
 

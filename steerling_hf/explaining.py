@@ -15,7 +15,7 @@ from .chunks import Spans, aggregate, check_by, split
 from .concept_attribution import attribute_concepts
 from .explanation import AnswerToken, Chunk, ConceptShare, Explanation, PromptToken
 from .fingerprint import concept_fingerprint
-from .input_attribution import InputAttributions, attribute_inputs
+from .input_attribution import InputAttributions, attribute_inputs, check_settings
 from .modeling.attribution_steerling import SteerlingAttributions
 from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
@@ -53,8 +53,11 @@ def explain(
 
     Raises:
         ValueError: An argument cannot be used.
+        ImportError: captum is not installed, and `inputs` are wanted.
     """
     check_by(by)
+    catalog = _fitted(catalog, model)
+    _check_inputs(inputs, belief, attribution)
     ids = (
         tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
         if isinstance(prompt, str)
@@ -102,8 +105,11 @@ def explain_output(
     those of `explain`, and `settings` are shown with it.
 
     Raises:
-        ValueError: The output has no attributions, or no such row.
+        ValueError: The output has no attributions, or no such row; or an argument cannot be used.
+        ImportError: captum is not installed, and `inputs` are wanted.
     """
+    catalog = _fitted(catalog, model)
+    _check_inputs(inputs, belief, attribution)
     if getattr(output, "attributions", None) is None:
         raise ValueError(
             "`output` has no attributions: generate with return_dict_in_generate=True and output_attributions=True."
@@ -121,13 +127,14 @@ def explain_output(
         [None if step < 0 else step for step in trace.step_map[: trace.length].tolist()],
         output.log_probabilities,
     )
+    spans = written.spans(model, by)
     found = None
     if inputs:
         found = attribute_inputs(model, trace, progress=progress, **(attribution or {}))
     return Explanation(
         prompt=written.prompt(),
         answer=written.answer(),
-        chunks=written.chunks(model, by, catalog, found),
+        chunks=written.chunks(model, spans, catalog, found),
         metrics=_metrics(model, trace, found, belief),
         model=_identity(model),
         generation={"seed": trace.seed, "settings": dict(settings or {})},
@@ -163,6 +170,7 @@ def explain_text(
     if not said:
         raise ValueError("`answer` has no tokens: give the text that is to be explained.")
     tokens = [*given, *said]
+    catalog = _fitted(catalog, model)
     written = _Row(
         tokens,
         token_texts(tokenizer, tokens),
@@ -174,7 +182,7 @@ def explain_text(
     return Explanation(
         prompt=written.prompt(),
         answer=written.answer(),
-        chunks=written.chunks(model, by, catalog),
+        chunks=written.chunks(model, written.spans(model, by), catalog),
         model=_identity(model),
         generation={"seed": None, "settings": {}},
         steering=[builder.operation.to_dict() for builder in attached],
@@ -244,10 +252,12 @@ class _Row:
             )
         return tuple(tokens)
 
+    def spans(self, model: Any, by: str | Spans) -> list[tuple[int, int]]:
+        return split(self.tokens, self.texts, model.config, by, self.prompt_length)
+
     def chunks(
-        self, model: Any, by: str | Spans, catalog: Any, found: InputAttributions | None = None
+        self, model: Any, spans: Spans, catalog: Any, found: InputAttributions | None = None
     ) -> tuple[Chunk, ...]:
-        spans = split(self.tokens, self.texts, model.config, by, self.prompt_length)
         return tuple(self._chunk(model.config.n_concepts, start, stop, catalog, found) for start, stop in spans)
 
     def _chunk(self, n_known: int, start: int, stop: int, catalog: Any, found: InputAttributions | None) -> Chunk:
@@ -272,6 +282,18 @@ class _Row:
             tuple(concepts),
             **scores,
         )
+
+
+def _fitted(catalog: Any, model: Any) -> Any:
+    return None if catalog is None else catalog.fit(model.config)
+
+
+def _check_inputs(inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:
+    """Before an answer is generated that could not be explained."""
+    if inputs:
+        check_settings(**(attribution or {}))
+    elif belief or attribution:
+        raise ValueError("`inputs` is False, so there is nothing for `belief` or `attribution`: leave them out.")
 
 
 def _identity(model: Any) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import check_file, parquet_library, write_whole
+from .files import check_file, parquet_library, whole_file, write_whole
 from .modeling.trace_steerling import SteerlingTrace
 from .report import render_report
 
@@ -210,10 +209,8 @@ class Explanation:
         pyarrow = _parquet_library()
         table = pyarrow.Table.from_pylist(self.rows())
         content = json.dumps(self.to_dict(), ensure_ascii=False).encode()
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-            whole = Path(staging) / target.name
+        with whole_file(target) as whole:
             pyarrow.parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: content}), whole)
-            whole.replace(target)
         return target
 
     def _repr_html_(self) -> str:

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from . import modeling, tokenization
 from .card import EVALUATION_FILE, default_repo_id, render_card
 from .checkpoints import checkpoint, checkpoint_names
+from .concept_labels import LABEL_FILES
 from .isolation import run_isolated
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
@@ -31,7 +32,6 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_steerling.SteerlingForDiffusionLM",
 }
 TOKENIZER_AUTO_MAP = {"AutoTokenizer": ["tokenization_steerling.SteerlingTokenizer", None]}
-LABEL_FILES = ("concept_labels.json", "concept_labels.parquet", EVALUATION_FILE)
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
 
 
@@ -45,6 +45,13 @@ class _Checkpoint:
     weights: list[Path]
     model: PreTrainedModel | None = None
     folder: Path | None = None
+
+    @property
+    def labels(self) -> Path | None:
+        """Where labels may be: a model keeps the meaning of its concepts, though it may have been trained since it was loaded."""
+        if self.model is None:
+            return self.folder
+        return Path(self.model.config.name_or_path) if self.model.config.name_or_path else None
 
 
 def export(
@@ -67,7 +74,8 @@ def export(
             and the weights of a Steerling checkpoint; or a model in memory.
         folder: Where to write. It must not exist yet, and its parent must.
         tokenizer: The tokenizer to go with it. By default the source's own, or that of the checkpoint of ours that has
-            the same token ids; a model in memory with other ids needs one.
+            the same token ids; a model in memory with other ids needs one. (Labels of concepts come from the source's folder,
+            or the one that the model in memory was loaded from.)
         weights: A folder to take the weights from, in place of the source.
         copy: Copy the weights. Otherwise they are hard links to the source's files, which cost no space, or copies where
             the file system cannot link. To change a linked file in place would change both; `save_pretrained` does not.
@@ -240,9 +248,10 @@ def _write_rest(
     found.generation_config.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     _update_json(staging / "tokenizer_config.json", auto_map=TOKENIZER_AUTO_MAP)
-    for label_file in LABEL_FILES:
-        if found.folder is not None and (found.folder / label_file).is_file():
-            shutil.copyfile(found.folder / label_file, staging / label_file)
+    copied = dict.fromkeys(LABEL_FILES, found.labels) | {EVALUATION_FILE: found.folder}
+    for name_of_file, origin in copied.items():
+        if origin is not None and (origin / name_of_file).is_file():
+            shutil.copyfile(origin / name_of_file, staging / name_of_file)
     chats = bool(tokenizer.chat_template)
     card = render_card(found.config, repo_id, name, chats, found.folder)
     (staging / "README.md").write_text(card, encoding="utf-8")

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,36 @@ def check_file(path: str | os.PathLike, endings: Sequence[str]) -> Path:
     target = Path(path)
     if target.suffix not in endings:
         raise ValueError(f"`path` is {str(path)!r}: choose a name that ends in {', '.join(endings)}.")
+    return check_folder(target)
+
+
+def check_folder(target: Path) -> Path:
+    """
+    The path, if a file can be saved there.
+
+    Raises:
+        FileNotFoundError: Its folder does not exist.
+    """
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"`path` is {str(path)!r}, but there is no folder {str(target.parent)!r}: make it first."
+            f"`path` is {str(target)!r}, but there is no folder {str(target.parent)!r}: make it first."
         )
     return target
 
 
-def write_whole(target: Path, text: str) -> Path:
-    """Write a text as UTF-8 under a temporary name, then rename it: whole or not at all."""
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary name to write a file under, which is renamed at the end of the block: whole or not at all."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
         whole = Path(staging) / target.name
-        whole.write_text(text, encoding="utf-8")
+        yield whole
         whole.replace(target)
+
+
+def write_whole(target: Path, text: str) -> Path:
+    """Write a text as UTF-8, whole or not at all."""
+    with whole_file(target) as whole:
+        whole.write_text(text, encoding="utf-8")
     return target
 
 

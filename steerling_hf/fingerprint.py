@@ -22,11 +22,11 @@ def concept_fingerprint(model: Any) -> str:
     Raises:
         ValueError: The model has no concept heads.
     """
-    if not model.heads:
+    if not model.concept_heads():
         raise ValueError(
             "This checkpoint has no concept heads (interpretable=False), so its concepts have no fingerprint."
         )
-    tables = [getattr(head, name) for head in model.heads for name in MEANINGS if hasattr(head, name)]
+    tables = [getattr(head, name) for head in model.concept_heads() for name in MEANINGS if hasattr(head, name)]
     state = tuple((id(table.weight), table.weight._version) for table in tables)
     if model not in _known or _known[model][0] != state:
         digest = hashlib.sha256()

@@ -20,6 +20,7 @@ PROBES = 16
 # Share of the path's length, beside the target's change, in what its segments have equal parts of.
 EVENNESS = 0.3
 POINTS_PER_SEGMENT = 2
+N_STEPS = 16
 # Beside what autograd keeps of a row: its gradients, the path's points, and what a layer needs for a moment.
 WORKSPACE = 2.0
 # Rows of a pass beyond which a larger one is no faster.
@@ -86,7 +87,7 @@ def attribute_inputs(
     positions: Sequence[int] | None = None,
     *,
     concept: int | None = None,
-    n_steps: int = 16,
+    n_steps: int = N_STEPS,
     method: str = "adaptive",
     memory_budget: int = 1 << 30,
     progress: bool = False,
@@ -117,15 +118,7 @@ def attribute_inputs(
         ValueError: An argument cannot be used; raised before any work.
         ImportError: captum is not installed.
     """
-    if not isinstance(n_steps, int) or n_steps < 1:
-        raise ValueError(f"`n_steps` is {n_steps!r}: choose a whole number of 1 or more.")
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}: choose one of {', '.join(map(repr, METHODS))}.")
-    if method == "adaptive" and n_steps % POINTS_PER_SEGMENT:
-        raise ValueError(
-            f"`n_steps` is {n_steps}, but method='adaptive' has two points in each segment: choose an even number."
-        )
-    _captum()
+    check_settings(n_steps=n_steps, method=method, memory_budget=memory_budget)
     targets = trace.decided.tolist() if positions is None else [int(position) for position in positions]
     if concept is not None:
         SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
@@ -150,6 +143,28 @@ def attribute_inputs(
                     scores[batch, :width], values[batch], baselines[batch] = (part.float().cpu() for part in found)
                     bar.update(len(batch))
     return InputAttributions(torch.tensor(targets), scores, values, baselines, trace.prompt_length)
+
+
+def check_settings(n_steps: int = N_STEPS, method: str = "adaptive", **others: Any) -> None:
+    """
+    What can be said of the settings of `attribute_inputs` before there is a trace.
+
+    Raises:
+        ValueError: One cannot be used, or there is none of this name.
+        ImportError: captum is not installed.
+    """
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"`n_steps` is {n_steps!r}: choose a whole number of 1 or more.")
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}: choose one of {', '.join(map(repr, METHODS))}.")
+    if method == "adaptive" and n_steps % POINTS_PER_SEGMENT:
+        raise ValueError(
+            f"`n_steps` is {n_steps}, but method='adaptive' has two points in each segment: choose an even number."
+        )
+    unknown = sorted(others.keys() - {"memory_budget"})
+    if unknown:
+        raise ValueError(f"`attribution` has {unknown[0]!r}: choose from 'n_steps', 'method' and 'memory_budget'.")
+    _captum()
 
 
 class _Target:
@@ -263,5 +278,7 @@ def _captum() -> Any:
     try:
         import captum.attr
     except ImportError as error:
-        raise ImportError("Input attribution needs captum: pip install 'steerling-hf[explain]'.") from error
+        raise ImportError(
+            "Input attribution needs captum: pip install 'steerling-hf[explain]'; explain() has `inputs=False`."
+        ) from error
     return captum.attr

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from .files import check_folder, write_whole
 from .fingerprint import concept_fingerprint
 from .modeling.steering_steerling import Operation, operation_from_dict
 
@@ -119,9 +119,14 @@ class SteeringRecipe:
         )
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a JSON file, or `steering_recipe.json` in a folder; whole or not at all."""
+        """
+        Write a JSON file, or `steering_recipe.json` in a folder; whole or not at all.
+
+        Raises:
+            FileNotFoundError: The file's folder does not exist.
+        """
         target = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        return write_whole(target, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return write_whole(check_folder(target), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, source: str | os.PathLike, revision: str | None = None) -> "SteeringRecipe":

@@ -53,7 +53,7 @@ def read_documents(documents: Any, text: str = "text", source: str = "source") -
             `Path`s; or the path, as `str` or `Path`, of a `.jsonl`, `.parquet` or `.txt` file, or of a folder of them. A
             text file is read in blocks of whole lines, so that its length does not matter.
         text, source: Names of these fields in records. All other fields are metadata. A record without a source gets the
-            file's name or "document", and its number.
+            file's name (inside a folder its path there) or "document", and its number.
 
     Raises:
         FileNotFoundError: There is no such file, or no corpus file in a folder.
@@ -61,7 +61,7 @@ def read_documents(documents: Any, text: str = "text", source: str = "source") -
     """
     if isinstance(documents, str | Path):
         files = _files(Path(documents))
-        return (document for file in files for document in _read_file(file, text, source))
+        return (document for file in files for document in _read_file(file, _name(file, documents), text, source))
     if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
         raise ValueError(
             f"`documents` is a {type(documents).__name__}: give a dataset, a path, or an iterable of records or texts."
@@ -140,7 +140,7 @@ def _read_items(items: Iterable[Any], text: str, source: str) -> Iterator[TraceD
         place = f"document {number}"
         if isinstance(item, Path):
             for file in _files(item):
-                yield from _read_file(file, text, source)
+                yield from _read_file(file, _name(file, item), text, source)
         elif isinstance(item, TraceDocument):
             yield _checked(item, place)
         elif isinstance(item, str):
@@ -149,20 +149,25 @@ def _read_items(items: Iterable[Any], text: str, source: str) -> Iterator[TraceD
             yield _of_record(item, text, source, place, place)
 
 
-def _read_file(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
+def _name(file: Path, asked: str | Path) -> str:
+    """What a file's documents name as their source: the path inside the folder that was asked for."""
+    return file.name if file == Path(asked) else file.relative_to(asked).as_posix()
+
+
+def _read_file(file: Path, name: str, text: str, source: str) -> Iterator[TraceDocument]:
     reader = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".txt": _read_text}[file.suffix]
     try:
-        yield from reader(file, text, source)
+        yield from reader(file, name, text, source)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not in UTF-8 ({error}): convert it first.") from error
 
 
-def _read_jsonl(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
+def _read_jsonl(file: Path, name: str, text: str, source: str) -> Iterator[TraceDocument]:
     for number, record in read_json_lines(file):
-        yield _of_record(record, text, source, f"{file}, line {number}", f"{file.name}:{number}")
+        yield _of_record(record, text, source, f"{file}, line {number}", f"{name}:{number}")
 
 
-def _read_parquet(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
+def _read_parquet(file: Path, name: str, text: str, source: str) -> Iterator[TraceDocument]:
     pyarrow = parquet_library("Reading parquet", "trace")
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
@@ -172,22 +177,22 @@ def _read_parquet(file: Path, text: str, source: str) -> Iterator[TraceDocument]
             number = 0
             for batch in table.iter_batches(batch_size=256):
                 for record in batch.to_pylist():
-                    yield _of_record(record, text, source, f"{file}, row {number}", f"{file.name}:{number}")
+                    yield _of_record(record, text, source, f"{file}, row {number}", f"{name}:{number}")
                     number += 1
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file} cannot be read as parquet: {error}.") from error
 
 
-def _read_text(file: Path, text: str, source: str) -> Iterator[TraceDocument]:
+def _read_text(file: Path, name: str, text: str, source: str) -> Iterator[TraceDocument]:
     with file.open(encoding="utf-8") as lines:
         block = ""
         while line := lines.readline(TEXT_BLOCK):
             block += line
             if len(block) >= TEXT_BLOCK:
-                yield TraceDocument(block, file.name)
+                yield TraceDocument(block, name)
                 block = ""
         if block:
-            yield TraceDocument(block, file.name)
+            yield TraceDocument(block, name)
 
 
 def _of_record(record: Any, text: str, source: str, place: str, default: str) -> TraceDocument:
@@ -210,11 +215,26 @@ def _checked(document: TraceDocument, place: str) -> TraceDocument:
         raise ValueError(f"{place} has a source of {size} bytes: an index keeps {MAX_SOURCE}, so shorten it.")
     try:
         size = len(json.dumps(document.metadata, ensure_ascii=False).encode())
+        _check_packable(document.metadata)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place} has metadata that is not JSON ({error}): convert or drop it.") from error
     if size > MAX_METADATA:
         raise ValueError(f"{place} has metadata of {size} bytes: an index keeps {MAX_METADATA}, so drop some fields.")
     return document
+
+
+def _check_packable(value: Any) -> None:
+    """Refuse what `json` writes, and the packer of indexes does not."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"the name {name!r} is no text")
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_packable(item)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"{value} has more than 64 bits")
 
 
 def _as_unicode(text: str) -> str:

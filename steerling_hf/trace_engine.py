@@ -43,8 +43,9 @@ class TraceEngine:
             from pymilvus import MilvusException
         except ImportError as error:
             raise ImportError("An index of documents needs Milvus: pip install 'steerling-hf[trace]'") from error
-        self.uri = uri
         self.path = None if "://" in uri else Path(uri)
+        # Without the slash that shells put behind a folder's name, which pymilvus does not take.
+        self.uri = uri if self.path is None else str(self.path)
         # Some calls raise the errors of gRPC as they are.
         self._errors = (MilvusException, RpcError)
         self._options = {"token": token or "", "timeout": timeout, "grpc_options": PATIENCE}

@@ -168,6 +168,8 @@ class TraceIndex:
         counts = {"documents": 0, "chunks": 0, "added": 0}
         rows = _rows(mine, tokenizer, chunk_tokens, counts)
         batch = list(islice(rows, WRITTEN_AT_ONCE))
+        if not batch and count > 1:
+            return BuildReport(**counts)
         if not batch:
             raise ValueError("`documents` has no text in it: give at least one document that is not empty.")
         store = self._prepare(info)
@@ -239,6 +241,7 @@ class TraceIndex:
         """
         wanted = check_search(k, kind, where)
         self.check(model)
+        catalog = None if catalog is None else catalog.fit(model.config)
         store, info = self._loaded(), self._find()
         assert info is not None
         single = isinstance(text, str) or not isinstance(text, Sequence | TraceVectors)
@@ -392,7 +395,7 @@ def check_search(k: int = 1, kind: str = "dense", where: str | Mapping[str, Any]
 
 
 def _concepts(model: SteerlingForDiffusionLM) -> int:
-    return sum(head.n_concepts for head in model.heads)
+    return sum(head.n_concepts for head in model.concept_heads())
 
 
 def _rows(

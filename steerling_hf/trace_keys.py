@@ -36,6 +36,10 @@ class KeyFile:
         with self._open() as keys:
             return {key for key in ids if keys.execute("SELECT 1 FROM keys WHERE id = ?", (key,)).fetchone()}
 
+    def forget(self) -> None:
+        """Delete the file: what it tells of is gone."""
+        self.path.unlink(missing_ok=True)
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path)) as keys:

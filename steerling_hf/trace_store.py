@@ -103,6 +103,8 @@ class TraceStore:
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         name = self._part(len(self._parts))
         self._clear_remains(name)
+        if self.engine.path is not None and not self._parts:
+            self._keys.forget()
         with self.engine.asking(f"make an index of kind {info.index!r}"):
             self.engine.client.create_collection(
                 name,

@@ -350,3 +350,25 @@ def test_passes_are_shared_so_that_padding_and_passes_cost_least():
         assert sorted(number for own in passes for number in own) == list(range(len(needs)))
         assert all(own == sorted(own) for own in passes)
         assert cost(passes, needs) == min(cost(each, needs) for each in partitions(list(range(len(needs)))))
+
+
+def test_a_cache_from_inference_mode_is_used_outside_of_it(model):
+    prompt = make_prompt(20)
+    with torch.inference_mode():
+        cache = generate(model, prompt, max_new_tokens=12).past_key_values
+    again = generate(model, prompt, max_new_tokens=12, past_key_values=cache)
+    assert torch.equal(again.sequences, generate(model, prompt, max_new_tokens=12).sequences)
+
+
+def test_after_an_error_in_a_pass_the_cache_belongs_to_generate_again(model):
+    cache = SteerlingCache(model.config)
+
+    def fail(*_):
+        raise RuntimeError("stop")
+
+    handle = model.transformer.ln_f.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        generate(model, make_prompt(20), max_new_tokens=12, past_key_values=cache)
+    handle.remove()
+    with pytest.raises(ValueError, match="only generate"):
+        model(make_prompt(20), past_key_values=cache)

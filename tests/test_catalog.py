@@ -141,6 +141,32 @@ def test_broken_files_are_refused(content, message, tmp_path):
         ConceptCatalog.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_an_interrupted_save_leaves_the_old_labels(ending, catalog, tmp_path, monkeypatch):
+    file = tmp_path / f"labels.{ending}"
+    catalog.save(file)
+    before = file.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.with_labels([]).save(file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_bytes() == before
+
+
+def test_labels_are_not_saved_in_a_folder_that_is_not_there(catalog, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        catalog.save(tmp_path / "nowhere" / "labels.json")
+
+
+def test_a_mistyped_path_is_told():
+    with pytest.raises(FileNotFoundError, match=r"`source` is './labels/v2/typo.json'"):
+        ConceptCatalog.from_pretrained("./labels/v2/typo.json")
+
+
 def test_other_endings_are_refused(catalog, tmp_path):
     with pytest.raises(ValueError, match=r"`path` is .*labels.csv.*\.parquet or \.json"):
         catalog.save(tmp_path / "labels.csv")

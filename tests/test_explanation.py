@@ -189,3 +189,36 @@ def test_given_texts_are_checked(made, tiny_model):
         attribute_concepts(model, tokenizer, ["a", ""])
     with pytest.raises(ValueError, match=r"no concept heads"):
         attribute_concepts(tiny_model(interpretable=False), tokenizer, "a")
+
+
+def test_what_cannot_be_explained_is_refused_before_anything_is_generated(made, monkeypatch):
+    model, tokenizer, _ = made
+    monkeypatch.setattr(type(model), "generate", None)
+    for wrong, message in (
+        ({"attribution": {"n_steps": 5}}, "`n_steps` is 5"),
+        ({"attribution": {"method": "x"}}, "`method` is 'x'"),
+        ({"attribution": {"steps": 4}}, "`attribution` has 'steps'.*'n_steps'"),
+        ({"inputs": False, "belief": True}, "`inputs` is False.*`belief`"),
+        ({"inputs": False, "attribution": {"n_steps": 4}}, "`inputs` is False.*`attribution`"),
+        ({"catalog": ConceptCatalog([], 3, 0)}, "3 known"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain(model, tokenizer, PROMPT, max_new_tokens=9, **wrong)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ImportError, match=r"steerling-hf\[explain\].*inputs=False"):
+        explain(model, tokenizer, PROMPT, max_new_tokens=9)
+
+
+def test_a_catalog_that_knows_of_no_discovered_concepts(made):
+    model, tokenizer, _ = made
+    labels = ConceptCatalog([Concept(i, "known", f"roses {i}") for i in range(20)], n_known=20, n_unknown=0)
+    explanation = explain(model, tokenizer, PROMPT, catalog=labels, inputs=False, max_new_tokens=5)
+    names = {concept.name for chunk in explanation.chunks for concept in chunk.concepts}
+    assert any(name.startswith("roses") for name in names)
+    assert any(name.startswith("discovered concept") for name in names)
+
+
+def test_spans_of_the_prompt_are_refused(made):
+    model, tokenizer, _ = made
+    with pytest.raises(ValueError, match=r"`by` has the span \(0, 5\)"):
+        explain(model, tokenizer, PROMPT, by=[(0, 5)], max_new_tokens=5)

@@ -183,6 +183,17 @@ def test_labels_and_results_travel(released, out):
     assert "| parse_greedy | 0.5 |" in (out / "README.md").read_text()
 
 
+def test_labels_of_a_model_in_memory_come_from_where_it_was_loaded(tiny_model, released, out, tmp_path, monkeypatch):
+    (released / "concept_labels.json").write_text("[]")
+    (released / "evaluation.json").write_text("{}")
+    monkeypatch.chdir(released)  # which is nowhere for a model that was made
+    export(tiny_model(), out)
+    assert not (out / "concept_labels.json").exists()
+    export(AutoModelForCausalLM.from_pretrained(released), tmp_path / "again")
+    assert (tmp_path / "again" / "concept_labels.json").read_text() == "[]"
+    assert not (tmp_path / "again" / "evaluation.json").exists()
+
+
 def test_check_loads_the_result_elsewhere(tiny_model, out):
     export(tiny_model(), out, check=True)
     assert out.is_dir()

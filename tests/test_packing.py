@@ -1,5 +1,8 @@
 """Weights packed for the time of a generation."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from generation_model import make_model, make_prompt
@@ -113,3 +116,40 @@ def test_few_passes_half_precision_autocast_and_large_models_do_without(model, m
     assert packed_during_generate(make_model().to(torch.bfloat16)) == 0
     monkeypatch.setattr(packing_steerling, "LARGEST", 1000)
     assert packed_during_generate(model) == 0
+
+
+def test_scores_of_a_packed_table_have_the_shape_of_the_others(model):
+    model.known_head.register_forward_hook(lambda _head, _args, output: output)  # scores all, without looking
+    states, found = torch.randn(2, 3, 32), []
+    model.transformer.lm_head.register_forward_hook(lambda *_: found.append(model.known_head.logits(states)))
+    model.generate(make_prompt(5), max_new_tokens=16)
+    assert model.config.pad_multiple > 1
+    for scores in found:
+        torch.testing.assert_close(scores, found[0])
+
+
+def test_a_call_inside_another_one_leaves_what_that_has_packed(model):
+    seen = []
+
+    def ask(_rows, scores):
+        model.generate(make_prompt(3), max_new_tokens=16)
+        seen.append(packed_layers(model))
+        return scores
+
+    model.generate(make_prompt(5), max_new_tokens=16, logits_processor=[ask])
+    assert set(seen) == {4 * 2 + 1}
+    assert packed_layers(model) == 0
+
+
+def test_copies_that_are_made_meanwhile_have_nothing_packed(model):
+    copies = []
+
+    def copy_all(_rows, scores):
+        copies.append((copy.deepcopy(model), pickle.loads(pickle.dumps(model.known_head))))
+        return scores
+
+    before = model.generate(make_prompt(5), max_new_tokens=16, logits_processor=[copy_all])
+    whole, head = copies[-1]
+    assert packed_layers(whole) == 0
+    assert head.scored_table.products_unpacked is None
+    assert torch.equal(whole.generate(make_prompt(5), max_new_tokens=16), before)

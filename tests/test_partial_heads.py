@@ -3,8 +3,8 @@
 import pytest
 import torch
 from generation_model import make_model
-from steerling_hf.modeling import concepts_steerling
-from steerling_hf.modeling.concepts_steerling import SteerlingConceptHead, SteerlingPartialOutput
+from steerling_hf.modeling import concepts_steerling, modeling_steerling
+from steerling_hf.modeling.concepts_steerling import SteerlingConceptHead, SteerlingPartialOutput, weights_among
 
 from steerling_hf import SetConcepts
 
@@ -127,3 +127,25 @@ def test_hooks_that_may_look_at_everything_are_given_everything(others, monkeypa
         asked.clear()
         model.compose(torch.randn(3, WIDTH))
         assert asked[0] is None  # gradients are those of the whole
+
+
+def test_weights_among_many_and_few():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 40, (7, 9), generator=generator)  # some are named twice
+    weights = torch.rand(7, 9, generator=generator)
+    for concepts in (torch.tensor([39, 3, 17]), torch.randperm(60, generator=generator), torch.tensor([50])):
+        expected = (weights[..., None] * (ids[..., None] == concepts)).sum(dim=-2)
+        torch.testing.assert_close(weights_among(ids, weights, concepts), expected)
+
+
+@torch.no_grad()
+def test_many_concepts_are_changed_as_few_are(monkeypatch):
+    model, hidden = make_model(), torch.randn(5, WIDTH)
+    with model.steer(SetConcepts(tuple(range(45, 2, -3)), 0.7)):
+        few = model.compose(hidden)
+        monkeypatch.setattr(modeling_steerling, "FEW_CONCEPTS", 3)
+        torch.testing.assert_close(model.compose(hidden), few)
+        forwards = []
+        model.known_head.register_forward_pre_hook(lambda _h, _a, options: forwards.append(options), with_kwargs=True)
+        model.compose(hidden)
+    assert forwards == [{"only": None}]

@@ -146,6 +146,11 @@ def test_an_interrupted_save_leaves_the_old_file(model, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.json"]
 
 
+def test_a_recipe_is_not_saved_in_a_folder_that_is_not_there(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        SteeringRecipe.of(model, Inject(3, 1.0)).save(tmp_path / "nowhere" / "fix.json")
+
+
 def test_push_to_hub_uploads_the_very_file(model, monkeypatch, tmp_path):
     import huggingface_hub
 

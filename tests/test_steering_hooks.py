@@ -10,7 +10,7 @@ from generation_model import MASK, make_model, make_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_cases import OPERATIONS, hooks_of
-from steerling_hf.modeling.steering_steerling import Inject, Operation, SetConcepts, SuppressTokens
+from steerling_hf.modeling.steering_steerling import Condition, Inject, Operation, SetConcepts, SuppressTokens
 
 from steerling_hf import SteerlingForDiffusionLM
 
@@ -159,6 +159,75 @@ def test_a_forward_pass_inside_generate_is_its_own(model):
         assert torch.equal(model.generate(make_prompt(9), max_new_tokens=6, logits_processor=[ask]), steered)
     assert len(seen) == 6
     assert all(torch.allclose(logits, expected) for logits in seen)
+
+
+def test_a_forward_pass_inside_generate_weighs_conditions_of_its_own(model):
+    prompts = torch.cat([make_prompt(9), make_prompt(10)[:, :9]])
+    concept, threshold = condition_that_parts(model, prompts)
+    operation = Inject(3, 30.0, condition=Condition(concept, threshold))
+
+    def ask(_rows, scores):
+        model(prompts.flip(0))  # in which it holds for the other row
+        return scores
+
+    with model.steer(operation):
+        expected = model.generate(prompts, max_new_tokens=6)
+        assert torch.equal(model.generate(prompts, max_new_tokens=6, logits_processor=[ask]), expected)
+    assert not torch.equal(expected, model.generate(prompts, max_new_tokens=6))
+
+
+def test_a_condition_sees_a_prompt_with_gaps_as_it_stands(model):
+    """Texts behind masks stay where they are; counted without them, they would move into another block."""
+    gapped = torch.cat([make_prompt(5), torch.full((1, 9), MASK), make_prompt(6)], dim=1)
+    text = gapped != MASK
+    hidden = model.transformer(input_ids=gapped, attention_mask=text.long(), position_ids=torch.arange(20)[None])
+    weights = model.known_head(hidden.last_hidden_state[text])
+    dense = torch.zeros(int(text.sum()), 20).scatter(-1, weights.indices, weights.weights).amax(dim=0)
+    concept = int(dense.argsort()[-3])
+    for threshold, holds in ((float(dense[concept]) - 1e-4, True), (float(dense[concept]) + 1e-4, False)):
+        operation = Inject(3, 30.0, condition=Condition(concept, threshold))
+        with model.steer(operation) as handle:
+            model(gapped)
+            assert (len(handle.report) > 0) is holds
+        output = model.generate(gapped, max_new_tokens=0, steering=operation, return_dict_in_generate=True)
+        assert (len(output.steering) > 0) is holds
+
+
+def condition_that_parts(model, prompts) -> tuple[int, float]:
+    """A concept, and a threshold between its highest weights in two rows."""
+    concepts = model(prompts, output_concepts=True).concepts
+    dense = torch.zeros(*prompts.shape, 20).scatter(-1, concepts.known_indices, concepts.known_weights).amax(dim=1)
+    concept = int((dense[0] - dense[1]).abs().argmax())
+    return concept, float(dense[:, concept].mean())
+
+
+def test_generate_inside_generate_is_its_own(model):
+    inner, found = make_prompt(5), []
+
+    def ask(_rows, scores):
+        found.append(model.generate(inner, max_new_tokens=4))
+        return scores
+
+    prompts = torch.cat([make_prompt(9), make_prompt(10)[:, :9]])
+    with model.steer(Inject(2, 8.0, cutoff=3)):
+        alone = model.generate(inner, max_new_tokens=4)
+        for settings in ({}, {"steering": [Inject(3, 30.0), None]}):
+            found.clear()
+            expected = model.generate(prompts, max_new_tokens=6, **settings)
+            assert torch.equal(model.generate(prompts, max_new_tokens=6, logits_processor=[ask], **settings), expected)
+            assert len(found) >= 6
+            assert all(torch.equal(text, alone) for text in found)
+    assert hooks_of(model) == {}
+
+
+def test_recorded_hidden_states_are_those_that_the_next_block_reads(model):
+    model(CANVAS, output_hidden_states=True)  # which hangs up hooks that stay
+    read = []
+    handle = model.transformer.blocks[1].register_forward_pre_hook(lambda _block, args: read.append(args[0]))
+    with model.steer(Inject(3, 30.0, layers=(1,))):
+        states = model(CANVAS, output_hidden_states=True).hidden_states
+    handle.remove()
+    assert any(torch.equal(state, read[0]) for state in states)
 
 
 # Hooks of users

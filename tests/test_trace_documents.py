@@ -165,3 +165,26 @@ def test_control_tokens_end_chunks_and_are_left_out(tokenizer):
     assert list(chunks_of(chat, tokenizer, 64)) == ["Where is the sea?", "Behind the dunes.", "A mile off."]
     assert list(chunks_of("", tokenizer, 64)) == []
     assert list(chunks_of(" \n<|endofchunk|> ", tokenizer, 64)) == []
+
+
+def test_files_in_a_folder_are_named_by_their_paths_in_it(tmp_path):
+    for folder in ("books", "wiki"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part.txt").write_text("The rose was red.")
+        write_jsonl(tmp_path / folder / "part.jsonl", [{"text": "The bank closed."}])
+    expected = ["books/part.jsonl:1", "books/part.txt", "wiki/part.jsonl:1", "wiki/part.txt"]
+    assert [document.source for document in read_documents(tmp_path)] == expected
+    assert [document.source for document in read_documents([tmp_path])] == expected
+    assert [document.source for document in read_documents(tmp_path / "wiki")] == ["part.jsonl:1", "part.txt"]
+    assert [document.source for document in read_documents(tmp_path / "wiki" / "part.txt")] == ["part.txt"]
+
+
+@pytest.mark.parametrize("metadata", [{"hash": 2**64}, {"deep": [{"hash": -(2**63) - 1}]}, {"tags": {1: "a"}}])
+def test_metadata_that_an_index_cannot_pack(metadata):
+    with pytest.raises(ValueError, match="document 0 has metadata that is not JSON.*convert or drop it"):
+        list(read_documents([{"text": "Rain.", **metadata}]))
+
+
+def test_metadata_at_the_limits():
+    metadata = {"high": 2**64 - 1, "low": -(2**63), "yes": True, "deep": [{"a": [1.5, None]}]}
+    assert [document.metadata for document in read_documents([{"text": "Rain.", **metadata}])] == [metadata]

@@ -124,6 +124,23 @@ def test_shared_concepts_name_the_reason(tmp_path, model, tokenizer):
             assert all(s.name == (f"concept {s.id}" if s.id < 20 else None) for s in hit.concepts)
 
 
+def test_a_catalog_that_knows_of_no_discovered_concepts(tmp_path, model, tokenizer):
+    labels = ConceptCatalog([Concept(i, "known", name=f"concept {i}") for i in range(20)], 20, 0)
+    with TraceIndex(tmp_path / "index.db") as index:
+        build(index, model, tokenizer)
+        found = index.trace(model, tokenizer, QUERIES, catalog=labels)
+        assert {s.name for trace in found for hit in trace.hits for s in hit.concepts if s.id >= 20} == {None}
+        with pytest.raises(ValueError, match="10 known"):
+            index.trace(model, tokenizer, QUERIES, catalog=ConceptCatalog([], 10, 0))
+
+
+def test_a_path_as_shells_complete_it(tmp_path, model, tokenizer):
+    for uri in (f"{tmp_path}/index.db/", f"{tmp_path}/index.db", f"{tmp_path}/./index.db//"):
+        with TraceIndex(uri) as index:
+            assert index.build(model, tokenizer, DOCUMENTS, progress=False).added in (0, len(TEXTS))
+            assert len(index) == len(TEXTS)
+
+
 def test_filters_and_groups(uri, model, tokenizer):
     with TraceIndex(uri) as index:
         build(index, model, tokenizer)
@@ -195,6 +212,12 @@ def test_shards_are_parts_of_the_whole(tmp_path, model, tokenizer):
         assert added == [20, 20, 20]
         assert len(index) == 60
         assert build(index, model, tokenizer).added == 0
+
+
+def test_a_shard_may_be_empty(tmp_path, model, tokenizer):
+    with TraceIndex(tmp_path / "index.db") as index:
+        assert build(index, model, tokenizer, DOCUMENTS[:2], shard=(2, 3)).documents == 0
+        assert build(index, model, tokenizer, DOCUMENTS[:2], shard=(1, 3)).documents == 1
 
 
 def test_another_process_makes_the_index_first(server, model, tokenizer, monkeypatch):

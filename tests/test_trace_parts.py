@@ -1,6 +1,7 @@
 """An index on a file is made of parts, so that a build has a bounded number of chunks in memory."""
 
 import random
+import shutil
 
 import pytest
 from conftest import make_model
@@ -163,3 +164,12 @@ def test_the_engines_server_on_the_same_folder(path, model, tokenizer, in_parts)
         running.stop(grace=0)
         database.close()
     assert build(path, model, tokenizer) == 0
+
+
+def test_keys_of_an_index_that_was_deleted_are_forgotten(path, model, tokenizer, in_parts):
+    assert build(path, model, tokenizer) == len(TEXTS)
+    shutil.rmtree(path / "collections")
+    (path / "collections").mkdir()
+    assert build(path, model, tokenizer) == len(TEXTS)
+    with TraceIndex(path) as index:
+        assert len(index) == len(TEXTS)
