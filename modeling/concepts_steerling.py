@@ -133,7 +133,7 @@ class SteerlingConceptHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, only: torch.Tensor | None = None) -> SteerlingConceptOutput:
         """
-        Decompose `hidden_states` of shape `(..., D)`. With `only`, ids (m,) of this head, as a `SteerlingPartialOutput`, which
+        Decompose `hidden_states` of shape `(..., D)`. With `only`, ids (m,) of this head, each once, as a `SteerlingPartialOutput`, which
         takes a fraction of the time, since for most concepts a sample of the others tells that they are outside the top k.
         """
         if only is not None:
@@ -148,8 +148,8 @@ class SteerlingConceptHead(nn.Module):
         shape = hidden_states.shape[:-1]
         return SteerlingConceptOutput(
             features=self._expand(sums).to(hidden_states.dtype).view(hidden_states.shape),
-            indices=indices.reshape(*shape, -1),
-            weights=weights.reshape(*shape, -1),
+            indices=indices.reshape(*shape, indices.shape[-1]),
+            weights=weights.reshape(*shape, weights.shape[-1]),
         )
 
     def _partial(self, hidden_states: torch.Tensor, only: torch.Tensor) -> SteerlingPartialOutput:
@@ -164,11 +164,11 @@ class SteerlingConceptHead(nn.Module):
                 top, top_weights = self._keys(self._strongest, query[unclear])
                 weights[unclear] = weights_among(top, top_weights, only)
         shape = hidden_states.shape[:-1]
-        indices: Any = only.expand(*shape, -1)
+        indices: Any = only.expand(*shape, len(only))
         return SteerlingPartialOutput(
             features=(weights @ self.embeddings(only).float()).to(hidden_states.dtype).view(hidden_states.shape),
             indices=indices,
-            weights=weights.view(*shape, -1),
+            weights=weights.view(*shape, len(only)),
         )
 
     def _unclear(self, keys: torch.Tensor, query: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
@@ -325,7 +325,7 @@ def weights_among(ids: torch.Tensor, weights: torch.Tensor, concepts: torch.Tens
     Returns:
         (n, m), 0 for concepts that are not named.
     """
-    ordered, order = concepts.sort()
+    ordered, order = concepts.to(ids.dtype).sort()
     places = torch.searchsorted(ordered, ids.contiguous()).clamp(max=len(concepts) - 1)
     found = weights * (ordered[places] == ids)
     return weights.new_zeros(len(ids), len(concepts)).scatter_add(1, order[places], found)

@@ -234,7 +234,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         ):
             if compiled:
                 encoder.step = self._compiled_backbone(generation_config.compile_config)
-            unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows), recorder)
+            try:
+                unmask(self.compute_logits, encoder, canvases, decisions, BlockStream(streamer, rows), recorder)
+            finally:
+                encoder.forget_steered()
             attributions = recorder.collect(rows) if recorder is not None else None
         encoder.restore_order(canvases)
         # 4.
@@ -297,7 +300,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what was compiled for this very model."""
-        return {key: value for key, value in vars(self).items() if key not in ("_compiled_for", "_compiled_steps")}
+        state: Any = super().__getstate__()  # that of torch's modules, which mypy does not see from a mixin
+        return {key: value for key, value in state.items() if key not in ("_compiled_for", "_compiled_steps")}
 
     def _make_canvases(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: Any

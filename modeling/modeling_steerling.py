@@ -170,7 +170,8 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
     def compose(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
         `decompose(...).composed`, by way of what can make it differ from the hidden states. If all hooks on a head say by an
-        attribute `looks_at` (ids of the head) which concepts they look at, it computes no others.
+        attribute `looks_at` (ids of the head) which concepts they look at, and these are few, it computes no others, unless
+        gradients are wanted or the residual has hooks.
         """
         if self.known_head is None:
             return hidden_states

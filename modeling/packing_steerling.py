@@ -1,5 +1,6 @@
 """Weights that can be packed for oneDNN, which multiplies narrow windows several times as fast on CPUs."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Packed weights are a second copy: larger models do without.
+# Packed weights are a second copy: what is larger does without.
 LARGEST = 2 * 2**30  # bytes
 # Rows of a weight that are converted at a time.
 PIECE = 8192
@@ -16,6 +17,9 @@ FEWEST_PASSES = 16
 # Of tables that may be wanted at every pass or at none, nobody knows in advance whether packing will pay. After so many
 # products it would have, and most likely will.
 PRODUCTS_UNPACKED = 8
+PACKING = ("packed", "products_unpacked")
+# Another thread's call may end meanwhile.
+_LOCK = threading.Lock()
 
 
 def multiply_packed(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -40,16 +44,17 @@ class Packable(nn.Module):
         """The packed weight for a product with these states, None if it is one for the weight as it is."""
         if not may_use_packed(states):
             return None
-        packed, left = self.packed, self.products_unpacked
-        if packed is None and left == 0:
-            packed = self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-        elif left:
-            self.products_unpacked = left - 1
-        return packed
+        with _LOCK:
+            if self.packed is None and self.products_unpacked is not None:
+                if self.products_unpacked == 0:
+                    self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+                else:
+                    self.products_unpacked -= 1
+            return self.packed
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what is packed for a call of generate."""
-        return {key: value for key, value in vars(self).items() if key not in ("packed", "products_unpacked")}
+        return {key: value for key, value in super().__getstate__().items() if key not in PACKING}
 
 
 class SteerlingLinear(Packable, nn.Linear):
@@ -92,8 +97,9 @@ def packed_weights(always: nn.Module, perhaps: Iterable[nn.Module], passes: int)
     try:
         yield
     finally:
-        for layer in packable:
-            layer.packed = layer.products_unpacked = None
+        with _LOCK:
+            for layer in packable:
+                layer.packed = layer.products_unpacked = None
 
 
 def _packable(module: nn.Module) -> list[Packable]:

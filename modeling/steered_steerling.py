@@ -137,16 +137,18 @@ class Steering:
         return self.states[canvas.index] != before
 
     def _state(self, canvas: Canvas) -> tuple[bool, ...]:
-        acting = [
-            builder.scope
-            for builder, rows in self.rows.items()
-            if builder in self.builders and (rows is None or canvas.index in rows)
-        ]
-        return tuple(scope.cutoff is None or canvas.committed < scope.cutoff for scope in acting)
+        self._act_in(self.rows)
+        scopes = (builder.scope for builder in self.builders)
+        return tuple(
+            scope.cutoff is None or canvas.committed < scope.cutoff
+            for scope in scopes
+            if scope.rows is None or canvas.index in scope.rows
+        )
 
     def _act_in(self, rows: dict[HookBuilder, set[int] | None]) -> None:
-        for builder, own in rows.items():
-            builder.scope.rows = own
+        """Have operations act in these rows; what was attached since they were weighed, wherever it was attached for."""
+        for builder in self.builders:
+            builder.scope.rows = rows.get(builder, builder.rows)
 
     def window(
         self,
@@ -213,7 +215,11 @@ class Steering:
             )
         device, ids = ids.device, ids.cpu()
         cache = given.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and any(one.operation.condition for one in self.builders):
+        if (
+            cache is not None
+            and cache.get_seq_length()
+            and any(one.operation.condition for one in self.builders if one not in self.of_calls)
+        ):
             raise ValueError(
                 "`past_key_values` cannot be given to a model that is steered under a condition, which needs the whole text: "
                 "pass all of it, or use generate()."

@@ -146,10 +146,12 @@ class WindowEncoder:
         if self.cache is not None:
             self.cache.take(self._rows(canvases))
             self.order = list(canvases)
-            if self.steering is not None and self.lanes == 2:
-                # What steering made of a masked prompt is no use to another call.
-                for row in range(1, self.cache.rows, 2):
-                    self.cache.note_final(row, torch.empty(0, dtype=torch.long))
+
+    def forget_steered(self) -> None:
+        """What steering made of a masked prompt is no use to another call."""
+        if self.cache is not None and self.steering is not None and self.lanes == 2:
+            for row in range(1, self.cache.rows, 2):
+                self.cache.note_final(row, torch.empty(0, dtype=torch.long))
 
     def fill(self) -> None:
         """Compute what the cache does not have of the prompts' blocks, unless they are few enough to ride along."""
@@ -205,11 +207,11 @@ class WindowEncoder:
         positions = places.to(self.device)
         ends = torch.tensor(stops).repeat_interleave(self.lanes)
         visible = self.cache.columns if static and self.cache is not None else max(stops)
-        if self.cache is not None:
-            self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
-        mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
         try:
+            if self.cache is not None:
+                self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
+            mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
             with self._announced(canvases, ids, places, ends):
                 return (self.step if static else self.transformer)(
                     input_ids=ids.to(self.device),

@@ -53,17 +53,9 @@ def split(
     Raises:
         ValueError: `by` is none of these, or spans lie outside the text behind the prompt, overlap or are not in order.
     """
+    check_by(by, start, len(tokens))
     if not isinstance(by, str):
-        free = start
-        for first, stop in by:
-            if not free <= first < stop <= len(tokens):
-                raise ValueError(
-                    f"`by` has the span ({first}, {stop}): give spans in their order, without overlaps, between the positions "
-                    f"{start} and {len(tokens)}, where the answer begins and ends (the prompt counts, too)."
-                )
-            free = stop
         return [(int(first), int(stop)) for first, stop in by]
-    check_by(by)
     final = {token for token in (config.eot_id, config.eos_token_id, config.pad_token_id) if token is not None}
     end = next((place for place in range(start, len(tokens)) if tokens[place] in final), len(tokens))
     spans = []
@@ -76,13 +68,25 @@ def split(
     return [(first, stop) for first, stop in [*spans, (start, end)] if first < stop]
 
 
-def check_by(by: str | Spans) -> None:
+def check_by(by: str | Spans, start: int = 0, end: int | None = None) -> None:
     """
+    Check a way to cut an answer, as far as it is known where that begins and ends.
+
     Raises:
-        ValueError: There is no such way to cut a text.
+        ValueError: There is no such way, or spans lie outside the answer, overlap or are not in order.
     """
-    if isinstance(by, str) and by not in KINDS:
-        raise ValueError(f"`by` is {by!r}: choose 'chunk', 'sentence' or a list of spans.")
+    if isinstance(by, str):
+        if by not in KINDS:
+            raise ValueError(f"`by` is {by!r}: choose 'chunk', 'sentence' or a list of spans.")
+        return
+    free = start
+    for first, stop in by:
+        if not free <= first < stop or (end is not None and stop > end):
+            raise ValueError(
+                f"`by` has the span ({first}, {stop}): give spans in their order, without overlaps, from position {start} on, "
+                f"where the answer begins (the prompt counts, too)" + (f", to {end}." if end is not None else ".")
+            )
+        free = stop
 
 
 def aggregate(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from .checkpoints import checkpoint, checkpoint_names
 from .files import check_folder, parquet_library, whole_file, write_whole
@@ -97,6 +97,8 @@ def find_labels(source: str | Path, revision: str | None = None) -> Path:
             return Path(hf_hub_download(str(source), name, revision=revision))
         except EntryNotFoundError as error:
             reason = reason or error
+        except GatedRepoError:
+            raise
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise _no_labels(source) from error
     raise _no_labels(source) from reason

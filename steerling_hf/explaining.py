@@ -69,6 +69,7 @@ def explain(
             f"`prompt` has {len(ids)} rows, and `num_return_sequences` is {generation.get('num_return_sequences') or 1}: "
             "explain() takes one text; for more, explain_output() takes the rows of an output."
         )
+    check_by(by, ids.shape[1])
     fixed = {"return_dict_in_generate": True, "output_attributions": True, "output_scores": True}
     output = model.generate(ids, **{**generation, **fixed})
     settings = {key: value for key, value in generation.items() if isinstance(value, (int, float, str, bool))}

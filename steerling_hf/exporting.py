@@ -75,7 +75,7 @@ def export(
         folder: Where to write. It must not exist yet, and its parent must.
         tokenizer: The tokenizer to go with it. By default the source's own, or that of the checkpoint of ours that has
             the same token ids; a model in memory with other ids needs one. (Labels of concepts come from the source's folder,
-            or the one that the model in memory was loaded from.)
+            or the one that the model in memory was loaded from, if that was a folder.)
         weights: A folder to take the weights from, in place of the source.
         copy: Copy the weights. Otherwise they are hard links to the source's files, which cost no space, or copies where
             the file system cannot link. To change a linked file in place would change both; `save_pretrained` does not.

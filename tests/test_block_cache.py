@@ -8,6 +8,7 @@ import pytest
 import torch
 from generation_model import BLOCK, MASK, PAD, make_model, make_prompt
 from steerling_hf.modeling.cache_steerling import SteerlingCache
+from steerling_hf.modeling.steering_steerling import Inject
 from steerling_hf.modeling.windows_steerling import PASS_COST, WindowEncoder, _share_passes
 from transformers import CompileConfig
 
@@ -358,6 +359,23 @@ def test_a_cache_from_inference_mode_is_used_outside_of_it(model):
         cache = generate(model, prompt, max_new_tokens=12).past_key_values
     again = generate(model, prompt, max_new_tokens=12, past_key_values=cache)
     assert torch.equal(again.sequences, generate(model, prompt, max_new_tokens=12).sequences)
+
+
+def test_after_an_error_nothing_is_left_of_a_steered_masked_prompt(model):
+    cache, prompt, calls = SteerlingCache(model.config), make_prompt(20), []
+
+    def fail(_rows, scores):
+        calls.append(len(scores))
+        if len(calls) > 6:
+            raise RuntimeError("stop")
+        return scores
+
+    settings = {"max_new_tokens": 12, "guidance_scale": 1.7}
+    broken = {"logits_processor": [fail], "steering": Inject(3, 30.0), **settings}
+    with pytest.raises(RuntimeError, match="stop"):
+        generate(model, prompt, past_key_values=cache, **broken)
+    again = generate(model, prompt, past_key_values=cache, **settings)
+    assert torch.equal(again.sequences, generate(model, prompt, **settings).sequences)
 
 
 def test_after_an_error_in_a_pass_the_cache_belongs_to_generate_again(model):

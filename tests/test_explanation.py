@@ -218,7 +218,8 @@ def test_a_catalog_that_knows_of_no_discovered_concepts(made):
     assert any(name.startswith("discovered concept") for name in names)
 
 
-def test_spans_of_the_prompt_are_refused(made):
+def test_spans_of_the_prompt_are_refused_before_anything_is_generated(made, monkeypatch):
     model, tokenizer, _ = made
+    monkeypatch.setattr(type(model), "generate", None)
     with pytest.raises(ValueError, match=r"`by` has the span \(0, 5\)"):
         explain(model, tokenizer, PROMPT, by=[(0, 5)], max_new_tokens=5)

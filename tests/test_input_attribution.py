@@ -213,9 +213,9 @@ def test_a_condition_is_weighed_once_for_all_targets(model, monkeypatch):
     trace = trace_of(model, **LONG, steering=Inject(3, 30.0, condition=Condition(4, 0.01)))
     holds, rows = Condition.holds, []
 
-    def watched(self, model, ids, text):
+    def watched(self, model, ids, text, positions):
         rows.append(len(ids))
-        return holds(self, model, ids, text)
+        return holds(self, model, ids, text, positions)
 
     monkeypatch.setattr(Condition, "holds", watched)
     attribute_inputs(model, trace, n_steps=2)

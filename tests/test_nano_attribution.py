@@ -1,10 +1,12 @@
 """What examples/nano/evaluate_attribution.py counts as a hit."""
 
+import json
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "nano"))
 
+import evaluate_attribution
 from evaluate_attribution import _names_the_person, _places_of
 
 HEADER = ["<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"]
@@ -34,3 +36,11 @@ def test_the_last_two_digits_of_a_number():
     assert _places_of("555-0142", texts, 1) == [7, 8]
     assert _places_of("555-0143", texts, 1) == []
     assert _places_of("555-0142", texts, 6) == []
+
+
+def test_the_evaluation_runs_as_documented(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate_attribution.py", "--json"])
+    monkeypatch.setattr(evaluate_attribution, "load", lambda model: (model,))
+    monkeypatch.setattr(evaluate_attribution, "evaluate", lambda *given: {"chunks": given[1], "exact": given[4]})
+    evaluate_attribution.main()
+    assert json.loads(capsys.readouterr().out) == {"chunks": evaluate_attribution.CHUNKS, "exact": 0}

@@ -141,6 +141,13 @@ def test_a_call_inside_another_one_leaves_what_that_has_packed(model):
     assert packed_layers(model) == 0
 
 
+def test_copies_of_a_compiled_layer_are_not_compiled():
+    layer = SteerlingLinear(4, 3)
+    layer.compile(backend="eager")
+    assert layer._compiled_call_impl is not None
+    assert copy.deepcopy(layer)._compiled_call_impl is None
+
+
 def test_copies_that_are_made_meanwhile_have_nothing_packed(model):
     copies = []
 

@@ -129,6 +129,16 @@ def test_hooks_that_may_look_at_everything_are_given_everything(others, monkeypa
         assert asked[0] is None  # gradients are those of the whole
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_positions_at_all(kind):
+    head, nothing = make_head(**KINDS[kind]), torch.zeros(0, WIDTH)
+    whole, some = head(nothing), head(nothing, only=torch.tensor([3, 17]))
+    assert whole.features.shape == some.features.shape == (0, WIDTH)
+    assert whole.weights.shape == whole.indices.shape == (0, whole.weights.shape[-1])
+    assert some.weights.shape == some.indices.shape == (0, 2)
+
+
 def test_weights_among_many_and_few():
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 40, (7, 9), generator=generator)  # some are named twice

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_cases import OPERATIONS, hooks_of
 from steerling_hf.modeling.steering_steerling import Condition, Inject, Operation, SetConcepts, SuppressTokens
+from transformers import DynamicCache
 
 from steerling_hf import SteerlingForDiffusionLM
 
@@ -174,6 +175,45 @@ def test_a_forward_pass_inside_generate_weighs_conditions_of_its_own(model):
         expected = model.generate(prompts, max_new_tokens=6)
         assert torch.equal(model.generate(prompts, max_new_tokens=6, logits_processor=[ask]), expected)
     assert not torch.equal(expected, model.generate(prompts, max_new_tokens=6))
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}])
+def test_what_is_attached_in_the_middle_acts_from_then_on(model, settings):
+    """And a pass inside, which weighs its condition for another text, does not decide where it acts in this one."""
+    prompts, handles = torch.cat([make_prompt(9), make_prompt(10)[:, :9]]), []
+
+    def attach(_rows, scores):
+        if not handles:
+            handles.append(model.add_steering(Inject(3, 30.0, condition=Condition(3, 1e-6))))
+        model(torch.full((1, 4), MASK))
+        return scores
+
+    with model.steer(Inject(2, 1.0)):
+        model.generate(prompts, max_new_tokens=6, logits_processor=[attach], **settings)
+        steps = {(touch.row, touch.step) for touch in handles[0].report if touch.position >= 9}
+        handles[0].remove()
+    assert {row for row, step in steps if step > 1} == {0, 1}
+
+
+def test_a_text_of_masks_alone_meets_no_condition(model):
+    with model.steer(Inject(3, 30.0, condition=Condition(3, 1e-6))) as handle, torch.no_grad():
+        model(torch.full((2, 5), MASK))
+        model.generate(torch.full((1, 5), MASK), max_new_tokens=3)
+    assert len(handle.report) == 0
+
+
+def test_passes_inside_may_go_on_from_a_cache(model):
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(CANVAS[:, :8], past_key_values=cache)
+
+    def ask(_rows, scores):
+        model(CANVAS[:, 8:], past_key_values=copy.deepcopy(cache))
+        return scores
+
+    with model.steer(Inject(2, 1.0)):
+        conditioned = Inject(3, 30.0, condition=Condition(3, 0.01))
+        model.generate(make_prompt(9), max_new_tokens=2, steering=conditioned, logits_processor=[ask])
 
 
 def test_a_condition_sees_a_prompt_with_gaps_as_it_stands(model):

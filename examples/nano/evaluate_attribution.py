@@ -216,7 +216,7 @@ def main() -> None:
         arguments.add_argument(f"--{name}", type=int, default=default, metavar="N", help="(default: %(default)s)")
     arguments.add_argument("--exact", type=int, default=0, metavar="N", help="tokens whose exact scores are computed")
     given = arguments.parse_args()
-    if min(given.chunks, given.contacts, given.traces, given.exact) < 1:
+    if min(given.chunks, given.contacts, given.traces) < 1:
         arguments.error("--chunks, --contacts and --traces take numbers of 1 or more")
     if given.exact < 0:
         arguments.error("--exact takes a number of 0 or more")
