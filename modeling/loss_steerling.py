@@ -276,7 +276,7 @@ def _check_batch(config, input_ids, labels, attention_mask, noise_mask, noisy_co
 
 def check_concept_labels(config, concept_labels: torch.Tensor, input_ids: torch.Tensor) -> None:
     """Raise a `ValueError` for concept labels that no known head can learn."""
-    if not config.interpretable:
+    if not config.interpretable and concept_labels.numel():
         raise ValueError("`concept_labels` need concept heads, but this configuration has interpretable=False.")
     if concept_labels.dim() != 3 or concept_labels.shape[:2] != input_ids.shape:
         expected = f"({input_ids.shape[0]}, {input_ids.shape[1]}, K)"
@@ -286,6 +286,12 @@ def check_concept_labels(config, concept_labels: torch.Tensor, input_ids: torch.
         raise ValueError(
             f"`concept_labels` hold {concept_labels[unknown][0].item()}; known concepts are 0..{config.n_concepts - 1}, and "
             f"{IGNORE_INDEX} fills the rest."
+        )
+    ordered = concept_labels.sort(dim=-1).values
+    doubled = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != IGNORE_INDEX)
+    if doubled.any():
+        raise ValueError(
+            f"`concept_labels` name {ordered[..., 1:][doubled][0].item()} twice at a position; name each concept once."
         )
 
 

@@ -69,12 +69,12 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         **kwargs,
     ) -> None:
         """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
-        if not self.config.interpretable:
+        if not self.config.interpretable and not getattr(self, "_hf_peft_config_loaded", False):
             prefix = f"{self.base_model_prefix}."
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
             if self.config.weight_sharing:
-                del state_dict["lm_head.weight"]
+                state_dict.pop("lm_head.weight", None)
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     @can_return_tuple
@@ -108,7 +108,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
                 `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise of
                 the row; for other rows it is drawn from torch's global generator. Other masks stay masks for every block.
-            concept_labels: (B, T, K) ids of the known concepts of each position, filled up with -100; a position without
+            concept_labels: (B, T, K) ids of the known concepts of each position, each once, filled up with -100; a position without
                 any is not annotated. Positions without a label may be annotated, as a prompt is. Needs `labels`.
             noise_mask: (B, T) bool, the positions to mask, in place of drawn noise (a collator's choice).
             noisy_context: (B, ceil(T / diff_block_size)) bool, blocks that see the block before them as noised, as
@@ -128,8 +128,13 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 num_items_in_batch,
                 **kwargs,
             )
-        if concept_labels is not None:
-            raise ValueError("`concept_labels` without `labels` have no loss to enter; give `labels` as well.")
+        training = {"concept_labels": concept_labels, "noise_mask": noise_mask, "noisy_context": noisy_context}
+        for name, given in training.items():
+            if given is not None:
+                raise ValueError(
+                    f"`{name}` without `labels` has no loss to enter; give `labels` as well. (Trainer takes them away under "
+                    "`label_smoothing_factor` and `compute_loss_func`: leave these out.)"
+                )
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -274,9 +274,7 @@ class AttackReport:
             ValueError: The path does not end in `.json`.
             FileNotFoundError: Its folder does not exist.
         """
-        return write_whole(
-            check_file(path, (".json",)), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        )
+        return write_whole(check_file(path, (".json",)), json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> AttackReport:

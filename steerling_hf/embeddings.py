@@ -152,7 +152,8 @@ def embed(
         for numbers, states in read_texts(model, rows, batch_size, progress):
             parts = torch.cat([part_of(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
             for i, part in zip(numbers, parts.split([len(rows[i]) for i in numbers])):
-                found[i] = POOLING[pooling](part.float()).cpu()
+                # A copy: a view would keep the states of the whole batch.
+                found[i] = POOLING[pooling](part.float()).to("cpu", copy=True)
     if normalize:
         found = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in found]
     if isinstance(texts, str):

@@ -128,12 +128,16 @@ def search_strength(
 
     Raises:
         ValueError: The operation has no such field or cannot have such a strength, or not exactly one of `strengths` and
-            `between` is given, or an argument of `generation` is not yours to set.
+            `between` is given, or the model is steered, or an argument of `generation` is not yours to set.
     """
     if not hasattr(operation, field):
         raise ValueError(f"`field` is {field!r}, which {operation.name} does not have.")
     if (strengths is None) == (between is None) or (between is None) != (least_effect is None):
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
+    if isinstance(prompts, str):
+        raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
+    if getattr(model, "_steering", None) is not None:
+        raise ValueError("`model` is steered, and fluency is that of the unsteered model: remove its steering first.")
     if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
     for name in ("steering", "num_return_sequences", "return_dict_in_generate"):

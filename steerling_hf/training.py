@@ -49,15 +49,17 @@ class DiffusionCollator:
         for name in ("prompt_probability", "straddle_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; choose a share from 0 to 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**31:
+            raise ValueError(f"`seed` is {self.seed}; choose a number from 0 to {2**31 - 1}, or None.")
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Collate examples with `input_ids` (T), optionally `labels` (T, -100 for no loss; by default all tokens are targets)
-        and `concept_labels` (T lists of concept ids).
+        and `concept_labels` (T lists of concept ids, each once in a list).
 
         Returns:
             `input_ids`, `attention_mask`, `labels`, `noise_mask` of shape (batch, time), `noisy_context` (batch, blocks),
-            and, if given, `concept_labels` (batch, time, K): the arguments of the model's forward.
+            and `concept_labels` (batch, time, K), where K may be 0: the arguments of the model's forward.
         """
         rows = [self._noise(example) for example in examples]
 
@@ -72,14 +74,18 @@ class DiffusionCollator:
             "noise_mask": padded("noise_mask", False),
             "noisy_context": padded("noisy_context", False),
         }
-        if "concept_labels" in examples[0]:
-            batch["concept_labels"] = _pad_concepts([example["concept_labels"] for example in examples])
+        # Even if there are none: Trainer's evaluation finds a loss only where all of a model's labels are.
+        found = [example.get("concept_labels") for example in examples]
+        batch["concept_labels"] = _pad_concepts(
+            [[[]] * len(row["input_ids"]) if concepts is None else concepts for row, concepts in zip(rows, found)]
+        )
         return batch
 
     def _noise(self, example: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         ids = torch.as_tensor(example["input_ids"], dtype=torch.long)
         self._check(ids, example)
-        labels = torch.as_tensor(example.get("labels", ids), dtype=torch.long)
+        given = example.get("labels")
+        labels = ids if given is None else torch.as_tensor(given, dtype=torch.long)
         generator = torch.Generator()
         generator.manual_seed(self._seed_of(ids))
         window, tail, noisy_context = self._windows(len(ids), generator)
@@ -98,9 +104,9 @@ class DiffusionCollator:
         }
 
     def _seed_of(self, ids: torch.Tensor) -> int:
-        if self.seed is None:
-            return int(torch.randint(2**62, ()))
-        return (self.seed << 32) ^ zlib.crc32(ids.numpy().tobytes())
+        text = zlib.crc32(ids.numpy().tobytes())
+        # Processes that train together draw the same numbers, but for other examples.
+        return int(torch.randint(2**62, ())) ^ text if self.seed is None else (self.seed << 32) ^ text
 
     def _windows(self, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Targets' windows and masked tails, (length,), and which blocks see their predecessor as noised, (blocks,)."""
@@ -135,13 +141,17 @@ class DiffusionCollator:
                 f"`input_ids` of an example hold {len(ids)} tokens, more than the context of {self.config.block_size}; cut "
                 "it first."
             )
-        if "labels" in example and all(label == IGNORE_INDEX for label in example["labels"]):
+        # Tables have None where an example has nothing.
+        given = {name: example[name] for name in ("labels", "concept_labels") if example.get(name) is not None}
+        if "labels" in given and all(label == IGNORE_INDEX for label in given["labels"]):
             raise ValueError(f"`labels` of an example are {IGNORE_INDEX} everywhere; leave such examples out.")
-        for name in ("labels", "concept_labels"):
-            if name in example and len(example[name]) != len(ids):
-                raise ValueError(
-                    f"`{name}` of an example has length {len(example[name])}; `input_ids` have {len(ids)}."
-                )
+        for name, values in given.items():
+            if len(values) != len(ids):
+                raise ValueError(f"`{name}` of an example has length {len(values)}; `input_ids` have {len(ids)}.")
+        if "concept_labels" in given and not self.config.interpretable:
+            raise ValueError(
+                "`concept_labels` of an example need concept heads, and this model has none; leave them out."
+            )
 
 
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:

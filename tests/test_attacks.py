@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -248,6 +249,13 @@ def test_a_report_comes_back_from_its_file(model, tokenizer, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
     with pytest.raises(KeyError, match="'base', 'steered'"):
         report["control"]
+
+
+def test_halves_of_characters_are_saved_too(tmp_path):
+    """As a file of attacks that was cut off has them."""
+    cut = replace(PROMPTS[0], text="Tell me \ud83d")
+    report = AttackReport((AttackRecord("a", cut, "No.", ""),))
+    assert AttackReport.load(report.save(tmp_path / "report.json")).records == report.records
 
 
 def test_a_failed_save_leaves_the_old_file(model, tokenizer, tmp_path, monkeypatch):

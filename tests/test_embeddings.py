@@ -38,6 +38,11 @@ class Numbers:
         return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
 
 
+def test_states_of_a_text_keep_no_others_in_memory(tiny_model, tokenizer):
+    for states in embed(tiny_model(), tokenizer, TEXTS, pooling="none"):
+        assert states.untyped_storage().nbytes() == states.nbytes
+
+
 @pytest.mark.parametrize(
     "name",
     ["released", "released_without_epsilon", "unknown_off", "all_unknown_factorised", "gpt_like", "bare_backbone"],

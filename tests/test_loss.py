@@ -209,6 +209,10 @@ BAD = {
     "left padding": (lambda a: a["attention_mask"].__setitem__((0, 0), 0), "`attention_mask` shows left padding"),
     "no ids": (lambda a: a.update(input_ids=None), "`input_ids` is None"),
     "unknown concept": (lambda a: a["concept_labels"].__setitem__((0, 0, 0), 20), "`concept_labels` hold 20"),
+    "concept twice": (
+        lambda a: a.update(concept_labels=torch.tensor([7, -100, 7]).expand(*a["labels"].shape, 3)),
+        "`concept_labels` name 7 twice",
+    ),
     "flat concepts": (lambda a: a.update(concept_labels=a["concept_labels"][..., 0]), "`concept_labels` have shape"),
 }
 

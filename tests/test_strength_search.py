@@ -76,6 +76,11 @@ def test_fluency_is_the_mean_log_probability_of_masked_tokens(model):
     assert text_fluency(model, padded, marks) == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_a_steered_model_is_no_judge_of_fluency(model, tokenizer):
+    with model.steer(Amplify(4)), pytest.raises(ValueError, match="`model` is steered"):
+        search_strength(model, tokenizer, Amplify(3), ["The"], len, strengths=(1.0,), **SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,6 +95,7 @@ def test_fluency_is_the_mean_log_probability_of_masked_tokens(model):
         ({"num_return_sequences": 2}, "`num_return_sequences` cannot be given"),
         ({"return_dict_in_generate": True}, "`return_dict_in_generate` cannot be given"),
         ({"steering": Amplify(3)}, "`steering` cannot be given"),
+        ({"prompts": "The gardener"}, "`prompts` is the single text 'The gardener'"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_generated(changes, message, model, tokenizer, monkeypatch):

@@ -13,7 +13,7 @@ def examples(count: int = 16) -> list[dict]:
     rows = [
         torch.randint(8000, (20 + 3 * i,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(count)
     ]
-    return [{"input_ids": row, "concept_labels": [[token % 20, 3] for token in row]} for row in rows]
+    return [{"input_ids": row, "concept_labels": [sorted({token % 20, 3}) for token in row]} for row in rows]
 
 
 @pytest.fixture
@@ -98,8 +98,44 @@ def test_every_example_keeps_a_target(config):
         assert batch["noise_mask"][0, SIZE]
 
 
-def test_a_batch_without_concepts_has_none(config):
-    assert "concept_labels" not in DiffusionCollator(config)([{"input_ids": [1, 2]}])
+def test_examples_with_and_without_concepts_share_a_batch(config, tiny_model):
+    model, collator = tiny_model(diff_block_size=SIZE), DiffusionCollator(config, seed=0)
+    bare = {"input_ids": [1, 2], "labels": None, "concept_labels": None}
+    for others in ([], [bare], [{"input_ids": [1, 2]}]):
+        batch = collator([*others, {"input_ids": [1, 2, 3], "concept_labels": [[5], [], [3, 4]]}])
+        assert batch["concept_labels"][-1].tolist() == [[5, -100], [-100, -100], [3, 4]]
+        assert (batch["concept_labels"][:-1] == -100).all()
+    assert collator([bare])["concept_labels"].shape == (1, 2, 0)
+    plain = {name: values for name, values in collator([bare]).items() if name != "concept_labels"}
+    assert torch.equal(model(**collator([bare])).loss, model(**plain).loss)
+
+
+@pytest.mark.parametrize("interpretable", [True, False])
+def test_evaluation_without_concepts_has_a_loss(interpretable, tiny_model, tmp_path):
+    model = tiny_model(diff_block_size=SIZE, interpretable=interpretable)
+    rows = [{"input_ids": example["input_ids"]} for example in examples(4)]
+    trainer = train(model, tmp_path, batch=4, accumulate=1, steps=1, data=rows)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_label_smoothing_is_refused(tiny_model, tmp_path):
+    """Trainer would take the labels away, and nothing would be masked."""
+    rows = [{"input_ids": example["input_ids"]} for example in examples(4)]
+    with pytest.raises(ValueError, match="without `labels`.*label_smoothing_factor"):
+        train(tiny_model(), tmp_path, batch=4, accumulate=1, data=rows, label_smoothing_factor=0.1)
+
+
+def test_processes_that_draw_alike_noise_their_own_examples(config):
+    noise = []
+    for example in ({"input_ids": list(range(64))}, {"input_ids": list(range(1, 65))}):
+        torch.manual_seed(0)  # as Trainer does in every process
+        noise.append(DiffusionCollator(config)([example])["noise_mask"])
+    assert not torch.equal(*noise)
+
+
+def test_a_seed_that_no_generator_takes_is_told(config):
+    with pytest.raises(ValueError, match="`seed` is 4294967296"):
+        DiffusionCollator(config, seed=2**32)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +158,18 @@ def test_a_probability_outside_its_range_is_told(config):
         DiffusionCollator(config, prompt_probability=1.5)
 
 
-def train(model, folder, *, batch: int, accumulate: int, steps: int = 4, seed: int | None = 0, resume=None, **options):
+def train(
+    model,
+    folder,
+    *,
+    batch: int,
+    accumulate: int,
+    steps: int = 4,
+    seed: int | None = 0,
+    resume=None,
+    data=None,
+    **options,
+):
     arguments = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=batch,
@@ -140,7 +187,7 @@ def train(model, folder, *, batch: int, accumulate: int, steps: int = 4, seed: i
         save_strategy=options.pop("save_strategy", "no"),
         **options,
     )
-    data = examples()
+    data = data or examples()
     trainer = Trainer(
         model=model,
         args=arguments,
