@@ -23,6 +23,7 @@ queries   on an index file of the largest number of documents, for dense and spa
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -222,9 +223,8 @@ class KilledBuilds:
     """
 
     def __init__(self, folder: str, count: int, at_once: int, part: int):
-        import milvus_lite.db  # noqa: F401
-        import pymilvus  # noqa: F401
-
+        for library in ("milvus_lite.db", "pymilvus"):
+            importlib.import_module(library)  # once, and not in each of the processes
         torch.set_num_threads(1)
         self.fork = multiprocessing.get_context("fork")
         self.model, self.tokenizer = nano()
