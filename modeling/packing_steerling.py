@@ -44,6 +44,9 @@ class Packable(nn.Module):
         """The packed weight for a product with these states, None if it is one for the weight as it is."""
         if not may_use_packed(states):
             return None
+        packed = self.packed
+        if packed is not None or self.products_unpacked is None:
+            return packed
         with _LOCK:
             if self.packed is None and self.products_unpacked is not None:
                 if self.products_unpacked == 0:

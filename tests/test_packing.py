@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,3 +161,14 @@ def test_copies_that_are_made_meanwhile_have_nothing_packed(model):
     assert packed_layers(whole) == 0
     assert head.scored_table.products_unpacked is None
     assert torch.equal(whole.generate(make_prompt(5), max_new_tokens=16), before)
+
+
+def test_calls_in_two_threads_do_not_disturb_each_other(model):
+    lengths = (5, 7, 9, 11)
+    expected = [model.generate(make_prompt(length), max_new_tokens=24) for length in lengths]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda length: model.generate(make_prompt(length), max_new_tokens=24), lengths))
+    for one, two in zip(found, expected):
+        assert torch.equal(one, two)
+    assert packed_layers(model) == 0
+    assert all(layer.products_unpacked is None for layer in model.modules() if isinstance(layer, SteerlingLinear))
