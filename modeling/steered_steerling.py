@@ -137,12 +137,11 @@ class Steering:
         return self.states[canvas.index] != before
 
     def _state(self, canvas: Canvas) -> tuple[bool, ...]:
-        self._act_in(self.rows)
-        scopes = (builder.scope for builder in self.builders)
+        scopes = ((builder.scope, self.rows.get(builder, builder.rows)) for builder in self.builders)
         return tuple(
             scope.cutoff is None or canvas.committed < scope.cutoff
-            for scope in scopes
-            if scope.rows is None or canvas.index in scope.rows
+            for scope, rows in scopes
+            if rows is None or canvas.index in rows
         )
 
     def _act_in(self, rows: dict[HookBuilder, set[int] | None]) -> None:
