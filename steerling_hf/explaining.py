@@ -55,7 +55,6 @@ def explain(
         ValueError: An argument cannot be used.
         ImportError: captum is not installed, and `inputs` are wanted.
     """
-    check_by(by)
     catalog = _fitted(catalog, model)
     _check_inputs(inputs, belief, attribution)
     ids = (
@@ -171,6 +170,7 @@ def explain_text(
     if not said:
         raise ValueError("`answer` has no tokens: give the text that is to be explained.")
     tokens = [*given, *said]
+    check_by(by, len(given), len(tokens))
     catalog = _fitted(catalog, model)
     written = _Row(
         tokens,
@@ -291,8 +291,13 @@ def _fitted(catalog: Any, model: Any) -> Any:
 
 def _check_inputs(inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:
     """Before an answer is generated that could not be explained."""
+    settings = dict(attribution or {})
+    settings.pop("memory_budget", None)
+    unknown = sorted(settings.keys() - {"n_steps", "method"})
+    if unknown:
+        raise ValueError(f"`attribution` has {unknown[0]!r}: choose from 'n_steps', 'method' and 'memory_budget'.")
     if inputs:
-        check_settings(**(attribution or {}))
+        check_settings(**settings)
     elif belief or attribution:
         raise ValueError("`inputs` is False, so there is nothing for `belief` or `attribution`: leave them out.")
 

@@ -118,7 +118,7 @@ def attribute_inputs(
         ValueError: An argument cannot be used; raised before any work.
         ImportError: captum is not installed.
     """
-    check_settings(n_steps=n_steps, method=method, memory_budget=memory_budget)
+    check_settings(n_steps, method)
     targets = trace.decided.tolist() if positions is None else [int(position) for position in positions]
     if concept is not None:
         SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
@@ -145,12 +145,12 @@ def attribute_inputs(
     return InputAttributions(torch.tensor(targets), scores, values, baselines, trace.prompt_length)
 
 
-def check_settings(n_steps: int = N_STEPS, method: str = "adaptive", **others: Any) -> None:
+def check_settings(n_steps: int = N_STEPS, method: str = "adaptive") -> None:
     """
     What can be said of the settings of `attribute_inputs` before there is a trace.
 
     Raises:
-        ValueError: One cannot be used, or there is none of this name.
+        ValueError: One cannot be used.
         ImportError: captum is not installed.
     """
     if not isinstance(n_steps, int) or n_steps < 1:
@@ -161,9 +161,6 @@ def check_settings(n_steps: int = N_STEPS, method: str = "adaptive", **others: A
         raise ValueError(
             f"`n_steps` is {n_steps}, but method='adaptive' has two points in each segment: choose an even number."
         )
-    unknown = sorted(others.keys() - {"memory_budget"})
-    if unknown:
-        raise ValueError(f"`attribution` has {unknown[0]!r}: choose from 'n_steps', 'method' and 'memory_budget'.")
     _captum()
 
 
