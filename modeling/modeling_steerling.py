@@ -69,7 +69,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         **kwargs,
     ) -> None:
         """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
-        if not self.config.interpretable and not getattr(self, "_hf_peft_config_loaded", False):
+        if not self.config.interpretable:
             prefix = f"{self.base_model_prefix}."
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
