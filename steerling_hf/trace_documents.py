@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -209,32 +208,19 @@ def _of_record(record: Any, text: str, source: str, place: str, default: str) ->
 
 
 def _checked(document: TraceDocument, place: str) -> TraceDocument:
+    import orjson  # with which pymilvus packs metadata
+
     document = replace(document, text=_as_unicode(document.text), source=_as_unicode(document.source))
     size = len(document.source.encode())
     if size > MAX_SOURCE:
         raise ValueError(f"{place} has a source of {size} bytes: an index keeps {MAX_SOURCE}, so shorten it.")
     try:
-        size = len(json.dumps(document.metadata, ensure_ascii=False).encode())
-        _check_packable(document.metadata)
-    except (TypeError, ValueError) as error:
+        size = len(orjson.dumps(document.metadata))
+    except TypeError as error:
         raise ValueError(f"{place} has metadata that is not JSON ({error}): convert or drop it.") from error
     if size > MAX_METADATA:
         raise ValueError(f"{place} has metadata of {size} bytes: an index keeps {MAX_METADATA}, so drop some fields.")
     return document
-
-
-def _check_packable(value: Any) -> None:
-    """Refuse what `json` writes, and the packer of indexes does not."""
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise TypeError(f"the name {name!r} is no text")
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_packable(item)
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError(f"{value} has more than 64 bits")
 
 
 def _as_unicode(text: str) -> str:
