@@ -37,7 +37,7 @@ class DiffusionCollator:
             evaluation wants it.
 
     Raises:
-        ValueError: A probability is outside 0..1, or an example is empty or too long or has columns of other lengths.
+        ValueError: A probability or the seed is out of range, or an example is empty or too long or has columns of other lengths.
     """
 
     config: Any

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from pyarrow import parquet
 
 from steerling_hf import Concept, ConceptCatalog, ConceptNotFoundError, checkpoint, concept_labels
@@ -165,6 +166,15 @@ def test_labels_are_not_saved_in_a_folder_that_is_not_there(catalog, tmp_path):
 def test_a_mistyped_path_is_told():
     with pytest.raises(FileNotFoundError, match=r"`source` is './labels/v2/typo.json'"):
         ConceptCatalog.from_pretrained("./labels/v2/typo.json")
+
+
+def test_a_repository_without_access_says_so(monkeypatch):
+    def refused(*_, **__):
+        raise GatedRepoError("ask for access", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("steerling_hf.concept_labels.hf_hub_download", refused)
+    with pytest.raises(GatedRepoError, match="ask for access"):
+        ConceptCatalog.from_pretrained("someone/gated")
 
 
 def test_other_endings_are_refused(catalog, tmp_path):
