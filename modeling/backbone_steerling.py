@@ -43,21 +43,17 @@ def make_norm(config, width: int) -> nn.Module:
 
 
 class SteerlingRotaryEmbedding(nn.Module):
-    inv_freq: torch.Tensor
-
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.register_buffer("inv_freq", self.inverse_frequencies(), persistent=False)
-
-    def inverse_frequencies(self) -> torch.Tensor:
-        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
-        return 1.0 / self.config.rope_base**exponents
 
     @torch.no_grad()
     def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, float32, of shape (B, 1, T, head size)."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
+        # No buffer, which model.to(torch.bfloat16) would round: at position 4,000 by whole turns.
+        size = self.config.head_dim
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=position_ids.device) / size
+        angles = position_ids[:, None, :, None].float() * (1.0 / self.config.rope_base**exponents)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
@@ -208,8 +204,6 @@ class SteerlingPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, SteerlingRotaryEmbedding):
-            init.copy_(module.inv_freq, module.inverse_frequencies())
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.get_submodule("tok_emb")

@@ -43,7 +43,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 config,
                 config.n_concepts,
                 topk=config.topk_known,
-                topk_features=config.topk_known_features or config.topk_known,
+                topk_features=config.topk_known_features,
                 use_attention=config.use_attention_known,
                 factorized=False,
             )
@@ -106,7 +106,8 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             past_key_values: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
-                `logits` are not computed. Where `input_ids` hold the mask token at labelled positions, these are the noise of
+                `logits` are not computed. Refused beside them: `position_ids`, `past_key_values`, `inputs_embeds` and
+                `output_concepts`. Where `input_ids` hold the mask token at labelled positions, these are the noise of
                 the row; for other rows it is drawn from torch's global generator. Other masks stay masks for every block.
             concept_labels: (B, T, K) ids of the known concepts of each position, each once, filled up with -100; a position without
                 any is not annotated. Positions without a label may be annotated, as a prompt is. Needs `labels`.
@@ -122,6 +123,17 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             ValueError: An argument has the wrong shape or values; the message says which.
         """
         if labels is not None:
+            elsewhere = {
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+            }
+            for name, given in {**elsewhere, "output_concepts": output_concepts or None}.items():
+                if given is not None:
+                    raise ValueError(
+                        f"`{name}` with `labels` would change nothing: a row of training is one text from its first position on "
+                        "(texts that are packed into one row see each other), and gives its losses alone. Leave it out."
+                    )
             return self._training_forward(
                 noise_batch(self.config, input_ids, labels, attention_mask, noise_mask, noisy_context),
                 concept_labels,

@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from steerling_hf.modeling import concepts_steerling
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -283,6 +284,29 @@ def test_fresh_weights_follow_the_configuration(tiny_model):
 def test_concept_labels_need_labels(tiny_model, ids):
     with pytest.raises(ValueError, match="`concept_labels` without `labels`"):
         tiny_model()(ids, concept_labels=ids[..., None])
+
+
+@pytest.mark.parametrize(
+    "name", ["position_ids", "past_key_values", "inputs_embeds", "output_concepts"], ids=lambda name: name
+)
+def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name):
+    """Packed rows, for one, would train as if their texts were one."""
+    given = {
+        "position_ids": torch.arange(ids.shape[1])[None],
+        "past_key_values": DynamicCache(),
+        "inputs_embeds": torch.zeros(*ids.shape, 32),
+        "output_concepts": True,
+    }
+    with pytest.raises(ValueError, match=f"`{name}` with `labels` would change nothing.*Leave it out"):
+        tiny_model()(ids, labels=ids, **{name: given[name]})
+
+
+def test_half_precision_does_not_round_positions(tiny_model):
+    """Whichever way a model comes to it: with rounded frequencies, late positions are turned by other angles."""
+    model = tiny_model()
+    positions = torch.tensor([[0, 100, 4000]])
+    expected = model.transformer.rotary_emb(positions)
+    torch.testing.assert_close(model.to(torch.bfloat16).transformer.rotary_emb(positions), expected)
 
 
 def test_resizing_the_vocabulary(tiny_model):
