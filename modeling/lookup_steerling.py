@@ -38,16 +38,16 @@ def embed_concepts(model: Any, concepts: Sequence[int]) -> torch.Tensor:
     return torch.cat([part.to(parts[0].device) for part in parts]).detach()
 
 
-def project(model: Any, vector: torch.Tensor) -> torch.Tensor:
-    """(V,) logits, float32, of a vector (D,), whatever hooks there are."""
-    return model.transformer.lm_head.forward(vector.float()[None])[0].detach()
+def project(model: Any, vectors: torch.Tensor) -> torch.Tensor:
+    """(n, V) logits, float32, of vectors (n, D), whatever hooks there are."""
+    return model.transformer.lm_head.forward(vectors.float()).detach()
 
 
 def concept_direction(model: Any, concepts: Sequence[int]) -> tuple[torch.Tensor, float]:
     """Unit direction (D,) of concepts, float32, and the largest logit that it adds to a token, at least 1e-6."""
     total = embed_concepts(model, concepts).sum(dim=0)
     direction = total / total.norm().clamp(min=1e-12)
-    return direction, max(float(project(model, direction).max()), 1e-6)
+    return direction, max(float(project(model, direction[None]).max()), 1e-6)
 
 
 @torch.no_grad()

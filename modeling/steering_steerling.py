@@ -251,7 +251,7 @@ class SuppressTokens(Operation):
 
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """One hook on `lm_head`."""
-        promoted = torch.stack([project(model, row) for row in embed_concepts(model, _as_tuple(self.concepts))])
+        promoted = project(model, embed_concepts(model, _as_tuple(self.concepts)))
         hook = SubtractFromLogits(self.strength * promoted.relu().sum(dim=0), *hooks.common)
         hooks.put(model.transformer.lm_head, hook)
 
@@ -399,7 +399,7 @@ class Suppress(Operation):
     Args:
         concept: Id of the concept.
         group: Ids of its relatives.
-        strength: Raw strength of the injection, negative.
+        strength: Raw strength of the injection, 0 or less.
         layers: As in `Inject`.
         token_strength: Strength of `SuppressTokens`.
     """
@@ -416,6 +416,11 @@ class Suppress(Operation):
         _check_concepts((self.concept,), config, "concept")
         if len(_as_tuple(self.group)):
             _check_concepts(_as_tuple(self.group), config, "group")
+        _check_number("strength", self.strength)
+        if self.strength > 0:
+            raise ValueError(
+                f"`strength` is {self.strength}, which pushes towards the concept: give 0 or less (-7.0 by default)."
+            )
         _check_number("token_strength", self.token_strength, minimum=0)
         for part in self._parts():
             part.check(config)
@@ -475,7 +480,7 @@ def _is_whole(value: Any) -> bool:
 
 def _check_concepts(concepts: tuple[int, ...], config: Any, name: str = "concepts") -> None:
     known = config.n_concepts
-    count = known + (config.n_unknown_concepts if config.use_unknown else 0)
+    count = known + config.n_discovered
     if not concepts:
         raise ValueError(f"`{name}` is empty: give one concept id or more.")
     seen: set[int] = set()

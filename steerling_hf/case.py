@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .modeling.lookup_steerling import device_of, embed_concepts, split_concepts
+from .modeling.lookup_steerling import device_of, embed_concepts, project, split_concepts
 from .modeling.steering_steerling import Operation
 from .modes import reading
 from .strength_search import text_fluency
@@ -37,10 +37,7 @@ class Case:
     def answer_under(self, *operations: Operation) -> list[int]:
         """The answer's token ids under operations, and under whatever steered the audited one."""
         ids = torch.tensor([list(self.prompt)], device=device_of(self.model))
-        steering = self.generation.get("steering")
-        given = () if steering is None else getattr(steering, "operations", steering)
-        together = (*([given] if isinstance(given, Operation) else given), *operations)
-        fixed = {"steering": together, "return_dict_in_generate": False}
+        fixed = {"steering": (self.generation.get("steering"), *operations), "return_dict_in_generate": False}
         output = self.model.generate(ids, **{**self.generation, **fixed})
         return output[0, len(self.prompt) :].tolist()
 
@@ -90,7 +87,7 @@ class Case:
                 before = logits.log_softmax(-1)[chosen].cpu()
                 start = 0
                 for vectors in embed_concepts(self.model, concepts).split(CONCEPTS_AT_ONCE):
-                    parts = self.model.transformer.lm_head.forward(vectors).float()
+                    parts = project(self.model, vectors)
                     stop = start + len(vectors)
                     for row, token in enumerate(tokens.tolist()):
                         without = logits[row] - weights[row, start:stop, None].to(parts.device) * parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,9 +122,10 @@ def _propose(
     counts: _Counts,
     texts: Sequence[str],
 ) -> LabelProposal:
-    scores = vocabulary_scores(model, [concept])[0, : len(tokenizer)].cpu()
+    scores = vocabulary_scores(model, concept)[: len(tokenizer)].cpu()
     found = counts.of_concept[concept.id]
-    frequency = {w: n * torch.tensor(1 + counts.mean_total / counts.of_word[w]).log().item() for w, n in found.items()}
+    mean = counts.mean_total
+    frequency = {w: n * math.log1p(mean / counts.of_word[w]) for w, n in found.items()}
     promoted = {w: scores[list(counts.tokens_of_word[w])].max().item() for w in found}
     fused: dict[str, float] = defaultdict(float)
     for score in (frequency, promoted):

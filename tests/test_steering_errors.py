@@ -85,6 +85,7 @@ BAD = [
     (Suppress(3, (50,)), "`group` has 50"),
     (Suppress(3, (4, 4)), "`group` has 4 more than once"),
     (Suppress(3, strength=float("nan")), "`strength` is nan"),
+    (Suppress(3, strength=7.0), "`strength` is 7.0, which pushes towards the concept: give 0 or less"),
     (Suppress(3, token_strength=-2.0), "`token_strength` is -2.0"),
     (Suppress(3, layers=9), "`layers` has 9"),
     (Inject, "`steering` has .*Inject.*give operations"),

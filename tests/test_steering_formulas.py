@@ -236,4 +236,6 @@ def test_directions_are_projected_in_full_precision_whatever_the_weights_are():
     assert direction.dtype == torch.float32
     torch.testing.assert_close(direction.double(), total / total.norm(), rtol=1e-5, atol=1e-6)
     assert peak == pytest.approx(float((table @ direction.double()).max()), rel=1e-6)
-    torch.testing.assert_close(project(model, direction).double(), table @ direction.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        project(model, direction[None])[0].double(), table @ direction.double(), rtol=1e-5, atol=1e-6
+    )

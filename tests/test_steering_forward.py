@@ -242,7 +242,7 @@ def test_a_report_has_every_undecided_position_of_every_step(model, settings):
             assert sorted(touch[3:5] for touch in own) == undecided
             assert {touch[2] for touch in own} == {0}
     with torch.no_grad():
-        promoted = project(model, model.known_head.embeddings(torch.tensor(3))).max()
+        promoted = project(model, model.known_head.embeddings(torch.tensor([3]))).max()
     sizes = {name: {touch[5] for touch in touches if touch[0] == name} for name in row}
     assert sizes["Inject"] == {4.0}
     assert list(sizes["SuppressTokens"]) == pytest.approx([2 * float(promoted)])
