@@ -82,7 +82,7 @@ class SteerlingConceptHead(nn.Module):
     Args:
         config: The model's configuration.
         n_concepts: Concepts of this head; tables are padded to a multiple of `config.pad_multiple` rows.
-        topk: Concepts reported per position; `None` makes all concepts form the features.
+        topk: Concepts reported per position, at most `topk_features`; `None` makes all concepts form the features.
         topk_features: Concepts that form the features; `None` means `topk`.
         use_attention: Score by attention over the embeddings.
         factorized: Keep the tables at rank `config.factorize_rank`.
@@ -100,7 +100,7 @@ class SteerlingConceptHead(nn.Module):
         super().__init__()
         self.n_concepts = n_concepts
         self.topk = topk
-        self.topk_features = topk_features
+        self.topk_features = n_concepts if topk is None else topk_features or topk
         self.chunk = config.concept_block_size
         self.use_attention = use_attention
         self.factorized = factorized
@@ -230,10 +230,8 @@ class SteerlingConceptHead(nn.Module):
         device = hidden_states.device
         if self.topk is None:
             return self._keys(self._score, self._query(hidden_states), concepts).sigmoid().to(device)
-        if self.topk_features is not None and self.topk_features > self.topk:
+        if self.topk_features > self.topk:
             top, top_weights = self._keys(self._strongest, self._query(hidden_states))
-        elif self.topk_features is not None:
-            top, top_weights = top[:, : self.topk_features], top_weights[:, : self.topk_features]
         return weights_among(top.to(device), top_weights.to(device), concepts.to(device))
 
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -252,7 +250,7 @@ class SteerlingConceptHead(nn.Module):
     @property
     def _k(self) -> int:
         """How many concepts are looked for."""
-        return min(self.n_concepts, REPORTED_WITHOUT_TOPK if self.topk is None else self.topk_features or self.topk)
+        return min(self.n_concepts, REPORTED_WITHOUT_TOPK if self.topk is None else self.topk_features)
 
     @property
     def scored_table(self) -> SteerlingConceptTable:

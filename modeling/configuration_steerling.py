@@ -35,7 +35,7 @@ class SteerlingConfig(PreTrainedConfig):
         n_concepts, n_unknown_concepts: Known concepts, and discovered ("unknown") ones.
         concept_dim: Width of the concept embeddings; must equal `n_embd`.
         use_attention_known, use_attention_unknown: Score concepts by attention over their embeddings, not linearly.
-        topk_known: Known concepts that a position reports; `None` sums all concepts.
+        topk_known: Known concepts that a position reports, at most `topk_known_features`; `None` sums all concepts.
         topk_known_features: Known concepts that form the features; `None` means `topk_known`.
         use_unknown, unknown_topk, apply_topk_to_unknown: The discovered head, its k, and whether it is sparse at all.
         topk_on_logits: Rank concepts by logit rather than by its sigmoid (they differ only in exact ties).
@@ -112,7 +112,7 @@ class SteerlingConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     pad_token_id: int | None = 100277
     bos_token_id: int | None = 100278
-    eos_token_id: int | None = 100257
+    eos_token_id: int | list[int] | None = 100257
     mask_token_id: int = 100280
     endofchunk_token_id: int | None = 100279
     start_header_id: int | None = None
@@ -141,6 +141,17 @@ class SteerlingConfig(PreTrainedConfig):
     def mlp_width(self) -> int:
         """Width of the MLP's inner layer."""
         return self.intermediate_size if self.intermediate_size is not None else self.mlp_ratio * self.n_embd
+
+    @property
+    def n_discovered(self) -> int:
+        """Discovered concepts, of which there are none without their head."""
+        return (self.n_unknown_concepts or 0) if self.use_unknown else 0
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, of which `eos_token_id` may name several, one or none."""
+        ids = self.eos_token_id
+        return () if ids is None else tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
 
     def check(self) -> None:
         """Raise a `ValueError` that names the first key whose value no Steerling model can have."""
@@ -187,7 +198,7 @@ class SteerlingConfig(PreTrainedConfig):
             value = getattr(self, key)
             if value is None and key != "mask_token_id":
                 continue
-            for token in value if isinstance(value, (list, tuple)) and key == "eos_token_id" else [value]:
+            for token in self.eos_token_ids if key == "eos_token_id" else [value]:
                 if not _is_integer(token) or not 0 <= token < self.vocab_size:
                     _fail(key, value, f"choose an id from 0 to vocab_size - 1 ({self.vocab_size - 1})")
 

@@ -48,7 +48,7 @@ class SteerlingGenerateOutput(ModelOutput):
         step_map (`torch.LongTensor` of shape `(rows, T)`): The step, counted from 0 in each row, that decided a
             position; -1 for what was given and for padding.
         tokens_per_forward (`torch.FloatTensor` of shape `(rows,)`): Decided tokens of a row, its end token included, over
-            the forward passes in which the row took part. A guided pass is one.
+            its steps. A guided step is one, and what is computed of the prompt before the first is none.
         log_probabilities (`torch.FloatTensor` of shape `(rows, T)`): With `output_scores=True`, the logarithm of each
             decided token's probability when it was decided, before what only shapes the sampling; 0 elsewhere.
         past_key_values (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
@@ -488,7 +488,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         ends = set(_as_list(generation_config.eos_token_id))
         if self.config.mask_token_id in ends:
             raise ValueError(f"`eos_token_id` holds the mask token ({self.config.mask_token_id}): choose another.")
-        textless = {*_as_list(self.config.pad_token_id), *_as_list(self.config.eos_token_id)}
+        textless = {*_as_list(self.config.pad_token_id), *self.config.eos_token_ids}
         suppressed = set(_as_list(generation_config.suppress_tokens))
         suppressed |= {phrase[0] for phrase in generation_config.bad_words_ids or [] if len(phrase) == 1}
         named = {*ends, *suppressed, *(i for phrase in generation_config.bad_words_ids or [] for i in phrase)}

@@ -15,7 +15,8 @@ class SteerlingConcepts(ModelOutput):
     Args:
         hidden (`torch.Tensor` of shape `(B, T, D)`): The last hidden state.
         known_features, unknown_features (`torch.Tensor` of shape `(B, T, D)`): What either head explains.
-        epsilon (`torch.Tensor` of shape `(B, T, D)`): What neither explains; zero without epsilon correction.
+        epsilon (`torch.Tensor` of shape `(B, T, D)`): What neither explains; zero without epsilon correction
+            (`use_epsilon_correction`), unless there is no discovered head.
         composed (`torch.Tensor` of shape `(B, T, D)`): What the vocabulary projection reads.
         known_indices, unknown_indices (`torch.LongTensor` of shape `(B, T, k)`): Concepts, strongest first.
         known_weights, unknown_weights (`torch.FloatTensor` of shape `(B, T, k)`): Their weights in 0..1.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .attack_prompts import AttackPrompt
-from .files import check_file, write_whole
+from .files import check_file, read_artefact, write_whole
 from .intervals import paired_test, wilson_interval
 from .judges import Judge, Verdict, ask
 from .plots import bar_plot
@@ -25,11 +25,11 @@ class AttackError(ValueError):
 
     Args:
         message: What happened.
-        report: All answers so far, those without verdicts too, or `None` if there are none. Save it, and judge it again with
+        report: All answers so far, those without verdicts too. Save it, and judge it again with
             `report.judged_by`.
     """
 
-    def __init__(self, message: str, report: AttackReport | None = None):
+    def __init__(self, message: str, report: AttackReport):
         super().__init__(message)
         self.report = report
 
@@ -71,7 +71,7 @@ class TextQuality:
     Whether language survived under a condition.
 
     Args:
-        measure: "parse_rate", the share of sentences that the parser accepts; or "perplexity", `exp` of minus the mean
+        measure: "parse_rate", the share of sentences that the parser accepts; or "pseudo-perplexity", `exp` of minus the mean
             log-probability of a written token under the unsteered base model, so that less is better.
         benign, overall: Over answers to benign prompts, and over all; `None` if there is nothing to measure.
         benign_count, overall_count: Sentences, or tokens.
@@ -287,10 +287,7 @@ class AttackReport:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"`path` is {str(path)!r}: there is no such file.")
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} holds no report of attacks: {error!r}.") from error
+        return read_artefact(Path(path), "report of attacks", cls.from_dict)
 
     def plot(self, path: str | os.PathLike) -> Path:
         """

@@ -86,7 +86,7 @@ def evaluate_attacks(
             first is the baseline of paired tests.
         broken: Counts the valid sentences, and all sentences, of an answer to a prompt, so that the parse rate can be
             reported. It gets the answer as it was written, up to and with its end token and with all control tokens, since
-            these tell what is finished. By default the perplexity of answers under the unsteered `model` is measured.
+            these tell what is finished. By default the pseudo-perplexity of answers under the unsteered `model` is measured.
         chat: Put each text into the tokenizer's chat template as a user's message, in which control tokens are only text.
             Otherwise texts are prompts as they are.
         batch_size: Prompts that are answered at once.
@@ -134,7 +134,7 @@ def evaluate_attacks(
         records += new
         try:
             quality[way.name] = (
-                _perplexity(model, given, answers, batch_size) if broken is None else _parse_rate(broken, new)
+                _pseudo_perplexity(model, given, answers, batch_size) if broken is None else _parse_rate(broken, new)
             )
         except Exception as error:
             raise AttackError(
@@ -171,10 +171,10 @@ def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
 
 def _check_fluency(model: Any) -> None:
     if getattr(model.config, "mask_token_id", None) is None:
-        raise ValueError("`model` has no mask token, so its perplexity cannot be measured: give `broken`.")
+        raise ValueError("`model` has no mask token, so its pseudo-perplexity cannot be measured: give `broken`.")
     if getattr(model, "_steering", None) is not None:
         raise ValueError(
-            "`model` is steered, but perplexity is that of the unsteered model: give its steering as a condition, or `broken`."
+            "`model` is steered, but pseudo-perplexity is that of the unsteered model: give its steering as a condition, or `broken`."
         )
 
 
@@ -339,7 +339,7 @@ def _parse_rate(broken: Broken, records: Sequence[AttackRecord]) -> TextQuality:
     return TextQuality("parse_rate", benign, overall, benign_count, overall_count)
 
 
-def _perplexity(
+def _pseudo_perplexity(
     model: Any, prompts: Sequence[AttackPrompt], answers: Sequence[_Answer], batch_size: int
 ) -> TextQuality:
     totals = {True: (0.0, 0), False: (0.0, 0)}
@@ -358,7 +358,7 @@ def _perplexity(
         return math.exp(-total / count) if count else None
 
     return TextQuality(
-        "perplexity", perplexity(*totals[False]), perplexity(*everything), totals[False][1], int(everything[1])
+        "pseudo-perplexity", perplexity(*totals[False]), perplexity(*everything), totals[False][1], int(everything[1])
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from . import demo
+from . import loading
 from .attack_prompts import read_prompts
 from .attack_report import AttackError
 from .attacks import evaluate_attacks
@@ -101,13 +101,13 @@ def _audit(options: argparse.Namespace) -> None:
     if options.answer is not None and not options.chat:
         raise ValueError("--answer is the answer to a user's message: add --chat.")
     with open_index(options) if options.index else nullcontext() as index:
-        model, tokenizer = demo.load(options.model)
+        model, tokenizer = loading.load(options.model)
         found = audit(
             model,
             tokenizer,
             _transcript(options) if options.chat else options.text,
             index=index,
-            catalog=demo.catalog_of(model),
+            catalog=loading.catalog_of(model),
             by=options.by,
             trace=None if options.k is None else {"k": options.k},
             max_new_tokens=options.max_new_tokens,
@@ -150,7 +150,7 @@ def _attack(options: argparse.Namespace) -> None:
                 f"--condition is {condition!r}: give NAME=RECIPE, each name once; {BASE!r} is the model as it is."
             )
         conditions[name] = _condition(source)
-    model, tokenizer = demo.load(options.model)
+    model, tokenizer = loading.load(options.model)
     try:
         report = evaluate_attacks(
             model,
@@ -164,7 +164,7 @@ def _attack(options: argparse.Namespace) -> None:
             progress=sys.stderr.isatty(),
         )
     except AttackError as error:
-        if options.save and error.report is not None:
+        if options.save:
             print(f"wrote {error.report.save(options.save)}, the answers so far", file=sys.stderr)
         raise
     print(report)
@@ -189,5 +189,5 @@ def _judge(options: argparse.Namespace) -> Judge:
 
 def _condition(source: str) -> SteeringRecipe | SteerlingForDiffusionLM:
     if source in checkpoint_names() or any(Path(source).glob("*.safetensors")):
-        return demo.load(source)[0]
+        return loading.load(source)[0]
     return SteeringRecipe.load(source)

@@ -17,7 +17,7 @@ from .chat import chat_inputs
 from .chunks import Spans, check_by
 from .explaining import explain, explain_text
 from .explanation import Explanation, in_frame
-from .files import check_file, write_whole
+from .files import check_file, read_artefact, write_whole
 from .remedies import Remedy, find_remedies
 from .report import render_report
 from .trace_index import TraceIndex, check_search
@@ -206,10 +206,7 @@ class Audit:
         source = Path(path)
         if not source.is_file():
             raise FileNotFoundError(f"`path` is {str(path)!r}, where no file is: give one that Audit.save() wrote.")
-        try:
-            return cls.from_dict(json.loads(source.read_bytes()))
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(source)!r} holds no audit: {error!r}.") from error
+        return read_artefact(source, "audit", cls.from_dict)
 
     def _repr_html_(self) -> str:
         return in_frame(render_report(self.to_dict()), "Audit")

@@ -63,8 +63,8 @@ def _facts(config: Any) -> dict[str, str]:
     }
     if config.interpretable:
         facts["known concepts"] = f"{config.n_concepts:,}"
-        if config.use_unknown:
-            facts["discovered concepts"] = f"{config.n_unknown_concepts:,}"
+        if config.n_discovered:
+            facts["discovered concepts"] = f"{config.n_discovered:,}"
     return facts
 
 

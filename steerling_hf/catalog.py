@@ -119,7 +119,7 @@ class ConceptCatalog:
         Raises:
             ValueError: The labels are another model's.
         """
-        n_unknown = config.n_unknown_concepts or 0
+        n_unknown = config.n_discovered
         if config.n_concepts != self.n_known or n_unknown < self.n_unknown:
             raise ValueError(
                 f"This catalog has {self.n_known} known and {self.n_unknown} discovered concepts, the model "

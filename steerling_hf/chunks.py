@@ -56,7 +56,7 @@ def split(
     check_by(by, start, len(tokens))
     if not isinstance(by, str):
         return [(int(first), int(stop)) for first, stop in by]
-    final = {token for token in (config.eot_id, config.eos_token_id, config.pad_token_id) if token is not None}
+    final = {config.eot_id, config.pad_token_id, *config.eos_token_ids} - {None}
     end = next((place for place in range(start, len(tokens)) if tokens[place] in final), len(tokens))
     spans = []
     for place in range(start, end):

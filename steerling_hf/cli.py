@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from . import demo
+from . import demo, loading
 from .audit_commands import add_attack, add_audit
 from .checkpoints import checkpoint_names
 from .chunks import KINDS
@@ -124,13 +124,13 @@ def _export(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     recipe = SteeringRecipe.load(options.steer) if options.steer else None
-    model, tokenizer = demo.load(options.model)
+    model, tokenizer = loading.load(options.model)
     # A seed asks for sampling, whatever the checkpoint's own settings say.
     sampling = False if options.greedy else options.seed is not None or None
     chosen = {"steps": options.steps, "seed": options.seed, "do_sample": sampling}
 
     def write(steering: SteeringRecipe | None) -> str:
-        ids = demo.write_on(
+        ids = loading.write_on(
             model,
             tokenizer,
             options.text,
@@ -152,13 +152,13 @@ def _explain(options: argparse.Namespace) -> None:
     for file in options.files or []:
         check_target(file)
     recipe = SteeringRecipe.load(options.steer) if options.steer else None
-    model, tokenizer = demo.load(options.model)
+    model, tokenizer = loading.load(options.model)
     explanation = explain(
         model,
         tokenizer,
-        demo.encode(tokenizer, options.text, options.chat)["input_ids"],
+        loading.encode(tokenizer, options.text, options.chat)["input_ids"],
         by=options.by,
-        catalog=demo.catalog_of(model),
+        catalog=loading.catalog_of(model),
         inputs=options.inputs,
         belief=options.belief,
         progress=sys.stderr.isatty(),

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import demo
+from . import loading
 from .catalog import ConceptCatalog
 from .command_options import add_model
 from .concept_labels import FLAGS, HEADS, RELEASED_LABELS, Concept
@@ -87,7 +87,7 @@ def _show(options: argparse.Namespace) -> None:
     concept = catalog[asked] if isinstance(asked, str) or asked in catalog or not options.tokens else None
     tokens = []
     if options.tokens:
-        model, tokenizer = demo.load(options.model)
+        model, tokenizer = loading.load(options.model)
         catalog = catalog.fit(model.config)
         concept = catalog[asked]
         tokens = catalog.top_tokens(model, tokenizer, concept, options.tokens)
@@ -111,7 +111,7 @@ def _show(options: argparse.Namespace) -> None:
 def _contrast(options: argparse.Namespace) -> None:
     positive, negative = _lines(options.positive), _lines(options.negative)
     catalog = _labels(options)
-    model, tokenizer = demo.load(options.model)
+    model, tokenizer = loading.load(options.model)
     found = catalog.contrast(model, tokenizer, positive, negative, options.limit, options.head)
     print(" effect  superiority  positive  negative  concept")
     for row in found:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from .concept_labels import Concept
-from .modeling.lookup_steerling import device_of
+from .modeling.lookup_steerling import device_of, embed_concepts, project
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,17 +130,16 @@ def heads_of(model: SteerlingForDiffusionLM, head: str | None = None) -> dict[st
 
 
 @torch.no_grad()
-def vocabulary_scores(model: SteerlingForDiffusionLM, concepts: Sequence[Concept]) -> torch.Tensor:
+def vocabulary_scores(model: SteerlingForDiffusionLM, concept: Concept) -> torch.Tensor:
     """
-    What each concept at full weight adds to each token's logit: `E_c . lm_head`, of shape (C, V), float32, in the model's
-    precision. The vocabulary projection reads the sum of weighted embeddings as it is, so this holds at every position.
+    What a concept at full weight adds to each token's logit: `E_c . lm_head`, of shape (V,), float32. The vocabulary
+    projection reads the sum of weighted embeddings as it is, so this holds at every position.
+
+    Raises:
+        ValueError: The model has no head for this concept.
     """
-    rows = []
-    for concept in concepts:
-        head, first = heads_of(model, concept.head)[concept.head]
-        embedding = head.embeddings(torch.tensor([concept.id - first], device=device_of(model)))
-        rows.append(model.get_output_embeddings()(embedding.to(model.dtype)).float())
-    return torch.cat(rows)
+    heads_of(model, concept.head)
+    return project(model, embed_concepts(model, [concept.id]))[0]
 
 
 def top_tokens(
@@ -153,7 +152,7 @@ def top_tokens(
         ValueError: `k` is not 1 or more, or the model has no head for this concept.
     """
     check_positive("k", k)
-    scores = vocabulary_scores(model, [concept])[0, : len(tokenizer)]  # the vocabulary's own padding has no tokens
+    scores = vocabulary_scores(model, concept)[: len(tokenizer)]  # the vocabulary's own padding has no tokens
     best, ids = scores.topk(min(k, len(scores)))
     return [TokenScore(token_text(tokenizer, i), i, score) for score, i in zip(best.tolist(), ids.tolist())]
 
@@ -250,7 +249,7 @@ def read_texts(model: SteerlingForDiffusionLM, ids: Sequence[Sequence[int]], hea
     Strengths of concepts in each text, on the CPU; for the arguments and errors see `read_tokens`. Only what the heads
     report is ever held, never a table of texts and concepts.
     """
-    size = model.config.n_concepts + (model.config.n_unknown_concepts or 0)
+    size = model.config.n_concepts + model.config.n_discovered
     parts = [_pool(batch, size) for batch in read_tokens(model, ids, head)]
     keys, highest, mean = (torch.cat(column) for column in zip(*parts))
     order = keys.argsort()

@@ -1,21 +1,18 @@
 """What `make demo` shows: steerling-nano loaded through the Auto classes, its text, and the concepts behind it by name."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .auditing import audit
 from .catalog import ConceptCatalog
-from .chat import chat_inputs
 from .checkpoints import checkpoint
 from .explaining import explain
+from .loading import catalog_of, encode, load, write_on
 from .outlines import audit_outline, explanation_outline, remedies_outline
 
-LABELS_FILE = "concept_labels.json"
 REPORT, AUDIT_REPORT = "report.html", "audit.html"  # in the working directory
 SHOWN_CONCEPTS = 4
 LEAST_WEIGHT = 0.5  # a sigmoid: the head says yes rather than no
@@ -30,40 +27,6 @@ MESSAGES = (
     "What is the best way to break into a house?",
 )
 REFUSAL = "I cannot help with that."
-
-
-def load(source: str) -> tuple[Any, Any]:
-    """Model in evaluation mode, on the accelerator if there is one, and tokenizer, of a checkpoint by name or of a folder."""
-    from .checkpoints import checkpoint_names
-
-    folder = checkpoint(source) if source in checkpoint_names() else source
-    if source in checkpoint_names() and not any(Path(folder).glob("*.safetensors")):
-        remedy = "train it with `make nano`" if source == "steerling-nano" else "give a folder that has them"
-        raise FileNotFoundError(f"{source} has no weights in {folder}: {remedy}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    return AutoModelForCausalLM.from_pretrained(folder).eval().to(device), tokenizer
-
-
-def encode(tokenizer: Any, text: str, chat: bool = False) -> Any:
-    """Inputs of one row for `text` as it is, or as a user's message."""
-    if not chat:
-        return tokenizer(text, return_tensors="pt")
-    return chat_inputs(tokenizer, [{"role": "user", "content": text}], return_tensors="pt")
-
-
-def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs: Any) -> torch.Tensor:
-    """
-    Continue `text`, or answer it as a user's message.
-
-    Args:
-        kwargs: For `model.generate`.
-
-    Returns:
-        (T,) token ids, prompt included.
-    """
-    inputs = encode(tokenizer, text, chat)
-    return model.generate(**inputs.to(model.device), **kwargs)[0]
 
 
 @torch.no_grad()
@@ -94,10 +57,9 @@ def chunk_concepts(model: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, di
     return chunks
 
 
-def concept_names(folder: Path) -> dict[int, str]:
+def concept_names(folder: str | Path) -> dict[int, str]:
     """Names of the known concepts by id, from a checkpoint folder's label file."""
-    rows = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))
-    return {row["concept_id"]: row["concept_name"] for row in rows if row["head"] == "known"}
+    return {concept.id: concept.name for concept in ConceptCatalog.from_pretrained(folder).filter("known")}
 
 
 def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tensor) -> Iterable[str]:
@@ -114,19 +76,11 @@ def describe(model: Any, tokenizer: Any, names: dict[int, str], ids: torch.Tenso
         yield f"      concepts: {', '.join(shown[:SHOWN_CONCEPTS]) or 'none above ' + str(LEAST_WEIGHT)}"
 
 
-def catalog_of(model: Any) -> ConceptCatalog | None:
-    """The names of a model's concepts, if it comes with any."""
-    try:
-        return ConceptCatalog.for_model(model)
-    except FileNotFoundError:
-        return None
-
-
 def main() -> None:
     """Print the demo."""
     folder = checkpoint("steerling-nano")
     model, tokenizer = load("steerling-nano")
-    names = concept_names(Path(folder))
+    names = concept_names(folder)
     print(f"steerling-nano: {model.num_parameters():,} parameters, {len(names)} known concepts, from {folder}")
     for text in OPENINGS:
         print(f"\nIt goes on from: {text!r}")

@@ -305,16 +305,16 @@ def mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torc
     """(B, concepts) mean weights, float32, with which concepts enter the features of texts of (B,) lengths."""
     texts = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
     sums = torch.zeros(len(lengths), head.n_concepts, device=states.device)
-    entering = None if head.topk is None else min(head.topk_features or head.topk, head.n_concepts)
-    reported = head.topk is not None and entering is not None and entering <= head.topk
+    entering = min(head.topk_features, head.n_concepts)
+    reported = head.topk is not None and entering <= head.topk
     positions = HEAD_POSITIONS if reported else max(1, SCORE_BUDGET // head.n_concepts)
     for piece, text in zip(states.split(positions), texts.split(positions)):
         if reported:
             output = head(piece)
-            indices, weights = output.indices[:, :entering], output.weights[:, :entering]
+            indices, weights = output.indices, output.weights
         else:
             # All concepts: a head reports fewer than enter its features.
-            weights, indices = head.logits(piece).sigmoid().topk(entering or head.n_concepts, dim=-1)
+            weights, indices = head.logits(piece).sigmoid().topk(entering, dim=-1)
         sums.index_put_((text[:, None], indices.to(sums.device)), weights.to(sums.device), accumulate=True)
     return sums / lengths[:, None]
 

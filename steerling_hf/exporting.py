@@ -202,7 +202,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, config: Steerlin
         )
     for key in TOKEN_IDS:
         ours, theirs = getattr(config, key), getattr(tokenizer, key)
-        if ours is not None and ours != theirs:
+        known = config.eos_token_ids if key == "eos_token_id" else (ours,)
+        if ours is not None and theirs not in known:
             raise ValueError(
                 f"`tokenizer` has {key} {theirs}, but the configuration says {ours}; give its own tokenizer."
             )

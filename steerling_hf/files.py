@@ -3,10 +3,12 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Artefact = TypeVar("Artefact")
 
 
 def check_file(path: str | os.PathLike, endings: Sequence[str]) -> Path:
@@ -55,6 +57,24 @@ def write_whole(target: Path, text: str) -> Path:
     with whole_file(target) as whole:
         whole.write_text(text, encoding="utf-8")
     return target
+
+
+def read_artefact(path: Path, what: str, parse: Callable[[Any], Artefact]) -> Artefact:
+    """
+    What a JSON file holds.
+
+    Args:
+        path: The file.
+        what: It should hold, for the error.
+        parse: Makes it of the file's values.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} holds no {what}: {error!r}.") from error
 
 
 def parquet_library(purpose: str, extra: str = "concepts") -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .files import check_folder, write_whole
+from .files import check_folder, read_artefact, write_whole
 from .fingerprint import concept_fingerprint
 from .modeling.steering_steerling import Operation, operation_from_dict
 
@@ -144,10 +144,7 @@ class SteeringRecipe:
         path = Path(source) / FILE_NAME if Path(source).is_dir() else Path(source)
         if not path.is_file():
             path = _download(str(source), revision)
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} holds no steering recipe: {error!r}.") from error
+        return read_artefact(path, "steering recipe", cls.from_dict)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """
@@ -203,11 +200,13 @@ def _flatten(value: Any, place: str = "") -> dict[str, str]:
 
 def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(hf_hub_download(repo_id, FILE_NAME, revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except GatedRepoError:
+        raise
+    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{repo_id!r} is neither a recipe's file nor a folder or Hub repository with {FILE_NAME}."
         ) from error

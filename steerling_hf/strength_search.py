@@ -183,8 +183,9 @@ def text_fluency(model: Any, ids: torch.Tensor, written: torch.Tensor) -> float:
     for fold in range(FOLDS):
         hidden = written.eq(1) & (places % FOLDS == fold)
         if hidden.any():
-            logits = model(ids.masked_fill(hidden, model.config.mask_token_id), attention_mask=attended).logits
-            scores = logits[hidden].float().log_softmax(-1)
+            masked = ids.masked_fill(hidden, model.config.mask_token_id)
+            states = model.transformer(masked, attended, use_cache=False).last_hidden_state
+            scores = model.compute_logits(states[hidden.to(states.device)]).float().log_softmax(-1).to(ids.device)
             total += float(scores.gather(-1, ids[hidden][:, None]).sum())
             count += int(hidden.sum())
     return total / max(count, 1)
@@ -197,5 +198,4 @@ def _text_mask(model: Any, prompt: torch.Tensor, output: torch.Tensor) -> torch.
     for token in padding:
         written[output == token] = -1
     written[:, : prompt.shape[1]] = prompt - 1
-    written[:, : prompt.shape[1]][prompt == 1] = 0
     return written

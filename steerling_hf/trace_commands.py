@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from . import demo
+from . import loading
 from .catalog import ConceptCatalog
 from .command_options import add_model
 from .concept_labels import RELEASED_LABELS
@@ -116,7 +116,7 @@ def _build(options: argparse.Namespace) -> None:
     # A list, so that a path that is wrong is an error before anything is read.
     documents = [read_documents(path, options.text, options.source) for path in options.documents]
     with open_index(options) as index:
-        model, tokenizer = demo.load(options.model)
+        model, tokenizer = loading.load(options.model)
         report = index.build(
             model,
             tokenizer,
@@ -145,11 +145,11 @@ def _query(options: argparse.Namespace) -> None:
             raise FileNotFoundError(
                 f"There is no index at {options.index!r}: build one with `steerling-hf trace build`."
             )
-        model, tokenizer = demo.load(options.model)
+        model, tokenizer = loading.load(options.model)
         catalog = (
             ConceptCatalog.from_pretrained(options.labels).fit(model.config)
             if options.labels
-            else demo.catalog_of(model)
+            else loading.catalog_of(model)
         )
         trace = index.trace(
             model, tokenizer, text, options.k, options.kind, where=where, by=options.by, catalog=catalog

@@ -411,6 +411,6 @@ def test_wrong_arguments_are_told_before_any_work(changes, message, model, token
 def test_models_that_cannot_be_measured_are_told(model, tokenizer, tiny_model):
     with pytest.raises(ValueError, match="'tuned' is in training mode"):
         evaluate(model, tokenizer, {"base": None, "tuned": tiny_model().train()})
-    with model.steer(STEER), pytest.raises(ValueError, match="`model` is steered, but perplexity"):
+    with model.steer(STEER), pytest.raises(ValueError, match="`model` is steered, but pseudo-perplexity"):
         evaluate(model, tokenizer, broken=None)
     assert evaluate(model, tokenizer, do_sample=False, num_return_sequences=1)["base"].errors == 0

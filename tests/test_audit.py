@@ -16,7 +16,7 @@ from steerling_hf import (
     explain_text,
 )
 from steerling_hf.case import Case
-from steerling_hf.demo import encode, load
+from steerling_hf.loading import encode, load
 from steerling_hf.trace_results import SharedConcept, Trace, TraceHit
 
 QUESTION = "How do I contact Mara Ellison by phone?"

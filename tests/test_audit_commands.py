@@ -7,7 +7,7 @@ import pytest
 from steerling_hf import Audit, Condition, Imitate, SteeringRecipe, TraceIndex
 from steerling_hf.attack_report import AttackReport
 from steerling_hf.cli import main
-from steerling_hf.demo import load
+from steerling_hf.loading import load
 from steerling_hf.trace_results import MEANING
 
 QUESTION = "How do I contact Mara Ellison by phone?"

@@ -8,8 +8,8 @@ from steerling_hf.modeling.attribution_steerling import SteerlingAttributions
 
 from steerling_hf.chunks import aggregate, split
 
-CHUNK, TURN, EOS = 90, 91, 92
-CONFIG = SimpleNamespace(endofchunk_token_id=CHUNK, eot_id=TURN, eos_token_id=EOS, pad_token_id=None)
+CHUNK, TURN, EOS, OTHER_EOS = 90, 91, 92, 93
+CONFIG = SimpleNamespace(endofchunk_token_id=CHUNK, eot_id=TURN, eos_token_ids=(EOS, OTHER_EOS), pad_token_id=None)
 
 
 def cut(pieces, **kwargs):
@@ -26,7 +26,7 @@ def test_an_open_last_chunk_counts_and_an_empty_one_does_not():
     assert cut(["a", CHUNK, "b", "c"]) == [(0, 1), (2, 4)]
     assert cut(["a", CHUNK]) == [(0, 1)]
     assert cut([TURN, "a"]) == []
-    assert cut(["a", EOS, "b"]) == [(0, 1)]
+    assert cut(["a", EOS, "b"]) == cut(["a", OTHER_EOS, "b"]) == [(0, 1)]
 
 
 def test_sentences_end_with_their_marks_and_with_chunks():

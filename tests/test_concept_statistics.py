@@ -225,12 +225,15 @@ def test_numbers_that_make_no_sense(model, catalog, tokenizer):
 
 def test_heads_that_are_not_there(tiny_model, catalog, tokenizer):
     known_only = tiny_model(use_unknown=False)
-    assert catalog.active_in(known_only, tokenizer, TEXTS)[0]
-    assert catalog.contrast(known_only, tokenizer, TEXTS, OTHERS)
+    with pytest.raises(ValueError, match=f"{KNOWN} known and {UNKNOWN} discovered concepts, the model {KNOWN} and 0"):
+        catalog.active_in(known_only, tokenizer, TEXTS)
+    names = ConceptCatalog(catalog.filter("known"), n_known=KNOWN)
+    assert len(names.fit(known_only.config)) == KNOWN
+    assert names.active_in(known_only, tokenizer, TEXTS)[0]
+    assert names.contrast(known_only, tokenizer, TEXTS, OTHERS)
     for call in (
-        lambda: catalog.active_in(known_only, tokenizer, TEXTS, head="unknown"),
-        lambda: catalog.top_tokens(known_only, tokenizer, KNOWN),
-        lambda: catalog.propose_labels(known_only, tokenizer, TEXTS),
+        lambda: names.active_in(known_only, tokenizer, TEXTS, head="unknown"),
+        lambda: names.propose_labels(known_only, tokenizer, TEXTS),
     ):
         with pytest.raises(ValueError, match="`head` is 'unknown', which `model` does not have; choose one of known"):
             call()
@@ -350,7 +353,7 @@ def test_a_proposal_weighs_words_as_its_docstring_says(model, catalog, tokenizer
     active = sum(token_weights(model, tokenizer, text)[:, KNOWN:].amax(0) for text in TEXTS) > 0
     mean_total = table.sum() / active.sum()
     frequency = table[:, 4] * torch.log(1 + mean_total / table.sum(1))
-    scores = concept_statistics.vocabulary_scores(model, [catalog[KNOWN + 4]])[0]
+    scores = concept_statistics.vocabulary_scores(model, catalog[KNOWN + 4])
     mine = {w: (f.item(), scores[list(pieces[w])].max().item()) for w, f in zip(counted, frequency) if f > 0}
     ranks = [sorted(mine, key=lambda w: (-mine[w][i], w)) for i in (0, 1)]
     fused = {w: sum(1 / (61 + ranking.index(w)) for ranking in ranks) for w in mine}

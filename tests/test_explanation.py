@@ -76,7 +76,7 @@ def test_parquet_without_its_library(made, tmp_path, monkeypatch, capsys):
     _, _, explanation = made
     path = explanation.save(tmp_path / "why.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setattr("steerling_hf.demo.load", None)
+    monkeypatch.setattr("steerling_hf.loading.load", None)
     missing = "in parquet needs pyarrow: pip install 'steerling-hf[concepts]'"
     for call in (lambda: explanation.save(tmp_path / "again.parquet"), lambda: Explanation.load(path)):
         with pytest.raises(ImportError, match=re.escape(missing)):

@@ -356,6 +356,13 @@ def test_a_wrong_vocabulary(tiny_model, tmp_path, out):
     assert_nothing_written(out)
 
 
+def test_a_model_with_several_ends_of_text(tiny_model, out):
+    """Of which the tokenizer has one."""
+    nano = SteerlingTokenizer.from_pretrained(checkpoint("steerling-nano"))
+    export(tiny_model(eos_token_id=[nano.eos_token_id, 8199]), out, tokenizer=nano)
+    assert SteerlingConfig.from_pretrained(out).eos_token_id == [nano.eos_token_id, 8199]
+
+
 def test_a_tokenizer_with_other_ids(released, tiny_model, out):
     base = SteerlingTokenizer.from_pretrained(checkpoint("steerling-8b"))
     with pytest.raises(ValueError, match="`tokenizer` has 100,281 ids, but `vocab_size` is 8,200"):

@@ -3,9 +3,11 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 
 from steerling_hf import (
     Amplify,
@@ -149,6 +151,24 @@ def test_an_interrupted_save_leaves_the_old_file(model, tmp_path, monkeypatch):
 def test_a_recipe_is_not_saved_in_a_folder_that_is_not_there(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         SteeringRecipe.of(model, Inject(3, 1.0)).save(tmp_path / "nowhere" / "fix.json")
+
+
+def test_a_file_that_is_no_text_is_no_recipe(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_bytes('{"name": "café"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="recipe.json' holds no steering recipe: UnicodeDecodeError"):
+        SteeringRecipe.load(path)
+
+
+def test_a_repository_without_access_says_so(monkeypatch):
+    import huggingface_hub
+
+    def refused(*_, **__):
+        raise GatedRepoError("ask for access", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
+    with pytest.raises(GatedRepoError, match="ask for access"):
+        SteeringRecipe.load("someone/gated")
 
 
 def test_push_to_hub_uploads_the_very_file(model, monkeypatch, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from steerling_hf import checkpoint
-from steerling_hf.demo import chunk_concepts, concept_names, load
+from steerling_hf.demo import chunk_concepts, concept_names
+from steerling_hf.loading import load
 
 MESSAGE = "Please write a few cheerful lines about music."
 FIRST, LAST = (38, 70, 110), (225, 236, 244)  # shades of the first and the last step
@@ -66,7 +67,7 @@ def main() -> None:
     target = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / "docs" / "decoding.svg")
     folder = checkpoint("steerling-nano")
     model, tokenizer = load(folder)
-    names = concept_names(Path(folder))
+    names = concept_names(folder)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": MESSAGE}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
