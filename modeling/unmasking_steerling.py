@@ -127,7 +127,9 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     probabilities = logits.softmax(dim=-1)
     # What is ruled out lies infinitely far below, with probability 0.
     below = logits.amax(dim=-1, keepdim=True).sub(logits).clamp_(max=torch.finfo(logits.dtype).max)
-    return torch.linalg.vecdot(probabilities, below) - probabilities.amax(dim=-1).log()
+    largest = probabilities.amax(dim=-1).log()
+    # No product of matrices: autocast would compute that in half precision, where the clamp is infinite.
+    return below.mul_(probabilities).sum(dim=-1) - largest
 
 
 # Name of a rule: its class, and the key of the generation configuration that it takes.

@@ -14,11 +14,12 @@ from tqdm import tqdm
 from .attack_prompts import AttackPrompt, check_ids
 from .attack_report import AttackError, AttackRecord, AttackReport, TextQuality, describe_judge, judged
 from .chat import chat_inputs
-from .concept_statistics import check_positive
-from .judges import Judge, pad_left
+from .checks import check_positive
+from .fluency import text_fluency
+from .judges import Judge
 from .modeling.lookup_steerling import device_of
 from .modeling.steered_steerling import flatten_operations
-from .strength_search import text_fluency
+from .reading import pad_left
 
 Broken = Callable[[AttackPrompt, str], tuple[int, int]]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from .fluency import text_fluency
 from .modeling.lookup_steerling import device_of, embed_concepts, project, split_concepts
 from .modeling.steering_steerling import Operation
-from .modes import reading
-from .strength_search import text_fluency
+from .reading import reading
 
 CONCEPTS_AT_ONCE = 64  # each of them has a logit for every token of the vocabulary
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
 
 from . import concept_proposals, concept_statistics
+from .checks import check_positive
 from .concept_labels import FLAGS, HEADS, Concept, find_labels, read_labels, write_labels
 from .concept_proposals import LabelProposal
 from .concept_search import ConceptIndex
-from .concept_statistics import ActiveConcept, Contrast, TokenScore, check_positive
+from .concept_statistics import ActiveConcept, Contrast, TokenScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

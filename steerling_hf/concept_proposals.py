@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .checks import check_positive
 from .concept_labels import Concept
-from .concept_statistics import TokenConcepts, check_positive, read_tokens, token_ids, token_text, vocabulary_scores
+from .concept_statistics import TokenConcepts, read_tokens, token_ids, token_text, vocabulary_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

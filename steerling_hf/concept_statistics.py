@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from .checks import check_positive
 from .concept_labels import Concept
 from .modeling.lookup_steerling import device_of, embed_concepts, project
+from .reading import HEAD_POSITIONS, encode_texts, hidden_states_of, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,9 +20,8 @@ if TYPE_CHECKING:
     from .modeling.concepts_steerling import SteerlingConceptHead
     from .modeling.modeling_steerling import SteerlingForDiffusionLM
 
-# Padded positions that pass through the model at once, and positions that pass through a head at once.
+# Padded positions that pass through the model at once.
 BATCH_POSITIONS = 4096
-HEAD_POSITIONS = 1024
 # In units of a weight, which lies in 0..1. See `contrast`.
 EFFECT_FLOOR = 0.1
 PROGRESS_AFTER = 3  # seconds
@@ -170,22 +171,13 @@ def token_ids(
     Raises:
         ValueError: There are no texts, or one has no tokens or more than the model's context holds.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if isinstance(texts, str):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a list of texts, each of them a string.")
     if not texts:
         raise ValueError(f"`{name}` is empty: give one text or more.")
-    ids = tokenizer(list(texts))["input_ids"]
-    longest = model.config.block_size
-    for text, row in zip(texts, ids):
-        if not 0 < len(row) <= longest:
-            raise ValueError(
-                f"`{name}` has the text {text!r:.80} of {len(row)} tokens: leave empty texts out, and split those that are "
-                f"longer than the model's context of {longest} tokens."
-            )
-    return ids
+    return encode_texts(model, tokenizer, texts, name=name)
 
 
-@torch.no_grad()
 def read_tokens(
     model: SteerlingForDiffusionLM, ids: Sequence[Sequence[int]], head: str | None = None
 ) -> Iterator[TokenConcepts]:
@@ -204,7 +196,9 @@ def read_tokens(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with tqdm(total=len(ids), desc="reading", unit="text", delay=PROGRESS_AFTER) as progress:
         for batch in _batches(order, ids):
-            yield _read_batch(model, heads, [ids[i] for i in batch], torch.tensor(batch))
+            with reading(model):
+                read = _read_batch(model, heads, [ids[i] for i in batch], torch.tensor(batch))
+            yield read
             progress.update(len(batch))
 
 
@@ -224,27 +218,23 @@ def _read_batch(
     ids: Sequence[Sequence[int]],
     texts: torch.Tensor,
 ) -> TokenConcepts:
-    width = max(map(len, ids))
-    # Padding is masked and its hidden states are dropped, so it may hold any token.
-    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=device_of(model))
-    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device_of(model))
-    hidden = model.transformer(input_ids=padded, attention_mask=real).last_hidden_state
-    hidden = hidden[real.bool().to(hidden.device)]
+    hidden, device = hidden_states_of(model, ids), device_of(model)
     indices, weights = [], []
     for piece in hidden.split(HEAD_POSITIONS):
         found = [(head(piece), first) for head, first in heads.values()]
-        indices.append(torch.cat([(output.indices + first).to(padded.device) for output, first in found], dim=-1))
-        weights.append(torch.cat([output.weights.float().to(padded.device) for output, _ in found], dim=-1))
-    lengths = torch.tensor([len(row) for row in ids])
+        indices.append(torch.cat([(output.indices + first).to(device) for output, first in found], dim=-1))
+        weights.append(torch.cat([output.weights.float().to(device) for output, _ in found], dim=-1))
     return TokenConcepts(
-        texts.repeat_interleave(lengths).to(device_of(model)),
-        padded[real.bool()],
+        texts.repeat_interleave(torch.tensor([len(row) for row in ids])).to(device),
+        torch.tensor([token for row in ids for token in row], device=device),
         torch.cat(indices),
         torch.cat(weights),
     )
 
 
-def read_texts(model: SteerlingForDiffusionLM, ids: Sequence[Sequence[int]], head: str | None = None) -> TextConcepts:
+def read_concepts(
+    model: SteerlingForDiffusionLM, ids: Sequence[Sequence[int]], head: str | None = None
+) -> TextConcepts:
     """
     Strengths of concepts in each text, on the CPU; for the arguments and errors see `read_tokens`. Only what the heads
     report is ever held, never a table of texts and concepts.
@@ -286,7 +276,7 @@ def active_in(
         ValueError: See `token_ids` and `heads_of`; `k` is not 1 or more.
     """
     check_positive("k", k)
-    read = read_texts(model, token_ids(model, tokenizer, texts), head)
+    read = read_concepts(model, token_ids(model, tokenizer, texts), head)
     result = []
     sizes = torch.bincount(read.texts, minlength=read.n_texts).tolist()
     columns = [column.split(sizes) for column in (read.concepts, read.highest, read.mean)]
@@ -329,7 +319,7 @@ def contrast(
             raise ValueError(
                 f"`{name}` has {len(texts)} text: give 2 or more, since an effect size needs their spread."
             )
-    read = read_texts(model, ids, head)
+    read = read_concepts(model, ids, head)
     concepts, column = read.concepts.unique(return_inverse=True)
     strengths = read.highest.double()
     means, squares = [], torch.zeros(len(concepts), dtype=torch.float64)
@@ -369,9 +359,3 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     text = tokenizer.decode([token_id])
     assert isinstance(text, str)  # a list only for several sequences
     return text
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raise a `ValueError` that names the argument unless its value is 1 or more."""
-    if value < 1:
-        raise ValueError(f"`{name}` is {value}: choose 1 or more.")

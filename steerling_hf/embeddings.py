@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from tqdm import tqdm
 
-from .concept_statistics import HEAD_POSITIONS, check_positive, heads_of
-from .modeling.lookup_steerling import device_of
-from .modes import reading
+from .checks import check_positive
+from .concept_statistics import heads_of
+from .reading import HEAD_POSITIONS, encode_texts, hidden_states_of, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,10 +146,10 @@ def embed(
         raise ValueError(
             f"`kind` is {kind!r}, but `model` has no concept heads (interpretable=False): choose 'hidden' or 'composed'."
         )
-    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
+    rows = rows_of(model, tokenizer, texts, batch_size, max_length)
     found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     with reading(model):
-        for numbers, states in read_texts(model, rows, batch_size, progress):
+        for numbers, states in batches_of_states(model, rows, batch_size, progress):
             parts = torch.cat([part_of(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
             for i, part in zip(numbers, parts.split([len(rows[i]) for i in numbers])):
                 # A copy: a view would keep the states of the whole batch.
@@ -196,10 +196,10 @@ def concept_vectors(
             f"`top_known` is {top_known} and `top_unknown` is {top_unknown}: keep 1 concept or more, of a head that `model` "
             f"has ({', '.join(heads)})."
         )
-    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
+    rows = rows_of(model, tokenizer, texts, batch_size, max_length)
     strongest = StrongestConcepts(model, tops, len(rows))
     with reading(model):
-        for numbers, states in read_texts(model, rows, batch_size, progress):
+        for numbers, states in batches_of_states(model, rows, batch_size, progress):
             strongest.note(numbers, states, [len(rows[i]) for i in numbers])
     return strongest.vectors()
 
@@ -237,7 +237,7 @@ class StrongestConcepts:
         return ConceptVectors(ids, torch.nn.functional.normalize(self.weights, dim=-1), self.size)
 
 
-def encode_texts(
+def rows_of(
     model: SteerlingForDiffusionLM,
     tokenizer: PreTrainedTokenizerBase,
     texts: str | Sequence[str],
@@ -251,40 +251,19 @@ def encode_texts(
         check_positive("max_length", max_length)
         if max_length > longest:
             raise ValueError(f"`max_length` is {max_length}: the model's context holds no more than {longest} tokens.")
-    given = [texts] if isinstance(texts, str) else list(texts)
-    if not all(isinstance(text, str) for text in given):
-        raise ValueError(f"`texts` is {texts!r:.80}: give a string or a list of strings.")
-    if not given:
-        return []
-    rows = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
-    for i, (text, row) in enumerate(zip(given, rows)):
-        if not row:
-            raise ValueError(f"`texts[{i}]` is {text!r:.80}, which has no tokens: leave empty texts out.")
-        if max_length is None and len(row) > longest:
-            raise ValueError(
-                f"`texts[{i}]` has {len(row)} tokens ({text!r:.80}), and the model's context holds {longest}: split the text, "
-                f"or give `max_length` to read no more than its beginning."
-            )
-    return [row[:max_length] for row in rows]
+    return encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, max_length)
 
 
-def read_texts(
+def batches_of_states(
     model: SteerlingForDiffusionLM, rows: Sequence[Sequence[int]], batch_size: int, progress: bool
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Numbers of the texts of a batch and the last hidden states (N, D) of all their tokens, one text after another."""
     # The longest first: if memory is short, it shows at once.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    device = device_of(model)
     with tqdm(total=len(rows), desc="embedding", unit="text", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            width = len(rows[numbers[0]])
-            # Padding is masked and its states are dropped, so it may hold any token.
-            padded = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in numbers], device=device)
-            lengths = torch.tensor([len(rows[i]) for i in numbers], device=device)
-            real = torch.arange(width, device=device) < lengths[:, None]
-            output = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False)
-            yield numbers, output.last_hidden_state[real.to(output.last_hidden_state.device)]
+            yield numbers, hidden_states_of(model, [rows[i] for i in numbers])
             bar.update(len(numbers))
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 
 from .attack_prompts import AttackPrompt
-from .concept_statistics import check_positive
+from .checks import check_positive
 from .judge_formats import FORMATS, JudgeFormat, Verdict
 from .modeling.lookup_steerling import device_of
+from .reading import pad_left
 
 Judge = Callable[[Sequence[AttackPrompt], Sequence[str]], Sequence[Verdict]]
 Rule = Callable[[AttackPrompt, str], bool]
@@ -179,14 +180,6 @@ class InstructJudge:
             pad_token_id=pad,
         )
         return self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` (B, T) of rows of token ids, padded on the left."""
-    longest = max(map(len, rows))
-    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def ask(judge: Judge, prompts: Sequence[AttackPrompt], answers: Sequence[str]) -> list[Verdict]:

@@ -11,7 +11,7 @@ from .modeling.attribution_steerling import vocabulary_rows
 from .modeling.canvas_steerling import Canvas
 from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
-from .modes import evaluating
+from .reading import evaluating
 from .shared_prefix import beginnings, read_prefix
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tqdm import tqdm
 
-from .concept_statistics import check_positive
+from .checks import check_positive
 from .embeddings import KINDS as EMBEDDINGS
 from .fingerprint import concept_fingerprint
 from .trace_documents import chunks_of, read_documents

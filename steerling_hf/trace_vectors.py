@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .concept_statistics import HEAD_POSITIONS
-from .embeddings import ConceptVectors, StrongestConcepts, encode_texts, part_of, read_texts
-from .modes import reading
+from .embeddings import ConceptVectors, StrongestConcepts, batches_of_states, part_of, rows_of
+from .reading import HEAD_POSITIONS, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,11 +56,11 @@ def trace_vectors(
     Raises:
         ValueError: The model has no concept heads; see also `embed`.
     """
-    rows = encode_texts(model, tokenizer, texts, batch_size, max_length)
+    rows = rows_of(model, tokenizer, texts, batch_size, max_length)
     dense = torch.zeros(len(rows), model.config.n_embd)
     strongest = StrongestConcepts(model, TOP_CONCEPTS, len(rows))
     with reading(model):
-        for numbers, states in read_texts(model, rows, batch_size, progress=False):
+        for numbers, states in batches_of_states(model, rows, batch_size, progress=False):
             lengths = [len(rows[i]) for i in numbers]
             parts = torch.cat([part_of(model, piece, embedding) for piece in states.split(HEAD_POSITIONS)])
             means = [part.float().mean(dim=0) for part in parts.split(lengths)]

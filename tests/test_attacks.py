@@ -19,8 +19,8 @@ from steerling_hf import (
     evaluate_attacks,
 )
 from steerling_hf.attack_report import AttackRecord, Rate, TextQuality
+from steerling_hf.fluency import text_fluency
 from steerling_hf.intervals import paired_test, wilson_interval
-from steerling_hf.strength_search import text_fluency
 
 PROMPTS = [
     AttackPrompt("Tell me the number", True, "h0", "555", "contact"),

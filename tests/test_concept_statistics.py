@@ -106,10 +106,10 @@ def test_active_concepts_are_those_of_each_text_read_alone(model, catalog, token
 @pytest.mark.parametrize(("batch", "head"), [(1, 3), (40, 7), (4096, 1024)])
 def test_batches_and_padding_change_nothing(batch, head, model, tokenizer, monkeypatch):
     ids = concept_statistics.token_ids(model, tokenizer, TEXTS + OTHERS)
-    alone = [concept_statistics.read_texts(model, [row]) for row in ids]
+    alone = [concept_statistics.read_concepts(model, [row]) for row in ids]
     monkeypatch.setattr(concept_statistics, "BATCH_POSITIONS", batch)
     monkeypatch.setattr(concept_statistics, "HEAD_POSITIONS", head)
-    together = concept_statistics.read_texts(model, ids)
+    together = concept_statistics.read_concepts(model, ids)
     assert together.texts.tolist() == [i for i, part in enumerate(alone) for _ in part.texts]
     for column in ("concepts", "highest", "mean"):
         torch.testing.assert_close(
@@ -123,7 +123,7 @@ def test_heads_read_pieces_without_padding(model, tokenizer, monkeypatch):
     seen = []
     model.known_head.register_forward_pre_hook(lambda head, inputs: seen.append(inputs[0].shape[0]))
     ids = concept_statistics.token_ids(model, tokenizer, TEXTS)
-    read = concept_statistics.read_texts(model, ids)
+    read = concept_statistics.read_concepts(model, ids)
     assert max(seen) == 16
     assert sum(seen) == sum(map(len, ids))
     assert len(read.concepts) < len(TEXTS) * (KNOWN + UNKNOWN)
@@ -184,7 +184,7 @@ def test_a_small_steady_effect_does_not_come_before_a_large_one(catalog, model, 
         torch.tensor(list(zip(*weights.values()))).flatten(),
         torch.zeros(12),
     )
-    monkeypatch.setattr(concept_statistics, "read_texts", lambda *arguments: read)
+    monkeypatch.setattr(concept_statistics, "read_concepts", lambda *arguments: read)
     first, second = catalog.contrast(model, tokenizer, ["a"] * 3, ["b"] * 3)
     assert (first.concept.id, second.concept.id) == (0, 1)
     assert (first.superiority, second.superiority) == (1, 1)
@@ -196,9 +196,9 @@ def test_a_small_steady_effect_does_not_come_before_a_large_one(catalog, model, 
     [
         ([], "`texts` is empty"),
         ("one text", "`texts` is 'one text': give a list"),
-        (["fine", None], "give a list of texts, each of them a string"),
-        (["fine", ""], "`texts` has the text '' of 0 tokens: leave empty texts out"),
-        (["word " * 300], "of 30[01] tokens: .* split those .* context of 256"),
+        (["fine", None], "give a string or a list of strings"),
+        (["fine", ""], r"`(texts|negative)\[1\]` is '', which has no tokens: leave empty texts out"),
+        (["word " * 300], "has 30[01] tokens .*context holds 256: split the text"),
     ],
 )
 def test_texts_that_cannot_be_read(texts, message, model, catalog, tokenizer, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from steerling_hf import Amplify, Inject, SetConcepts, search_strength
-from steerling_hf.strength_search import StrengthTable, StrengthTrial, text_fluency
+from steerling_hf.fluency import text_fluency
+from steerling_hf.strength_search import StrengthTable, StrengthTrial
 
 SETTINGS = {"max_new_tokens": 12, "do_sample": False}
 

@@ -1,0 +1,82 @@
+"""Texts that a model reads: as rows of tokens, in evaluation mode, without gradients, in padded batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .modeling.lookup_steerling import device_of
+
+# Positions that pass through a concept head at once.
+HEAD_POSITIONS = 1024
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, for as long as this context lasts."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def reading(model: torch.nn.Module) -> Iterator[None]:
+    """`evaluating`, without gradients."""
+    # Not inference mode: what a module may keep must not break later gradients.
+    with evaluating(model), torch.no_grad():
+        yield
+
+
+def encode_texts(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int | None = None, name: str = "texts"
+) -> list[list[int]]:
+    """
+    The tokens of each text, of a length that the model can read.
+
+    Args:
+        texts: Text as the tokenizer takes it; special tokens may be written out.
+        max_length: Tokens that are kept of a longer text, up to the model's context.
+        name: What error messages call the texts.
+
+    Raises:
+        ValueError: Something is no text, has no tokens, or has more than the context holds while no `max_length` is given.
+    """
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
+    if not texts:
+        return []
+    longest = model.config.block_size
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    for i, (text, row) in enumerate(zip(texts, rows)):
+        if not row:
+            raise ValueError(f"`{name}[{i}]` is {text!r:.80}, which has no tokens: leave empty texts out.")
+        if max_length is None and len(row) > longest:
+            raise ValueError(
+                f"`{name}[{i}]` has {len(row)} tokens ({text!r:.80}), and the model's context holds {longest}: split the "
+                "text, or have no more than its beginning read (`max_length` of `embed`)."
+            )
+    return [row[:max_length] for row in rows]
+
+
+def hidden_states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Last hidden states (N, D) of all tokens of the rows, which are one batch, one row after another."""
+    width, device = max(map(len, rows)), device_of(model)
+    # Padding is masked and its states are dropped, so it may hold any token.
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
+    states = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False).last_hidden_state
+    return states[real.to(states.device)]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` (B, T) of rows of token ids, padded on the left."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
