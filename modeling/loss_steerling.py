@@ -42,7 +42,8 @@ def draw_noise(targets: torch.Tensor, block_size: int, generator: torch.Generato
     device = generator.device if generator is not None else targets.device
     blocks = F.pad(targets, (0, -targets.shape[1] % block_size)).unflatten(1, (-1, block_size))
     count = blocks.sum(-1)
-    uniform = torch.rand(*count.shape, block_size + 1, generator=generator, device=device).to(targets.device)
+    shape = (*count.shape, block_size + 1)
+    uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32).to(targets.device)
     size = (uniform[..., 0] * count).long().clamp(max=count - 1) + 1
     rank = uniform[..., 1:].masked_fill(~blocks, 2.0).argsort(-1).argsort(-1)
     return ((rank < size[..., None]) & blocks).flatten(1)[:, : targets.shape[1]]

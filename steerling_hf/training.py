@@ -54,13 +54,15 @@ class DiffusionCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        Collate examples with `input_ids` (T), optionally `labels` (T, -100 for no loss; by default all tokens are targets)
-        and `concept_labels` (T lists of concept ids, each once in a list).
+        Collate examples with `input_ids` (T), optionally `labels` (T, -100 for no loss; by default all tokens are targets),
+        `concept_labels` (T lists of concept ids, each once in a list), and `attention_mask` (T), where 0 is padding, which is
+        taken out first.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`, `noise_mask` of shape (batch, time), `noisy_context` (batch, blocks),
             and `concept_labels` (batch, time, K), where K may be 0: the arguments of the model's forward.
         """
+        examples = [_unpadded(example) for example in examples]
         rows = [self._noise(example) for example in examples]
 
         def padded(name: str, value: int) -> torch.Tensor:
@@ -104,15 +106,18 @@ class DiffusionCollator:
         }
 
     def _seed_of(self, ids: torch.Tensor) -> int:
-        text = zlib.crc32(ids.numpy().tobytes())
-        # Processes that train together draw the same numbers, but for other examples.
-        return int(torch.randint(2**62, ())) ^ text if self.seed is None else (self.seed << 32) ^ text
+        # Processes that train together draw the same numbers, but for other examples. Of a seed, torch's generator on the
+        # CPU takes 32 bits, which both have to share.
+        seed = int(torch.randint(2**32, ())) if self.seed is None else self.seed
+        return zlib.crc32(ids.numpy().tobytes(), seed)
 
     def _windows(self, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Targets' windows and masked tails, (length,), and which blocks see their predecessor as noised, (blocks,)."""
         size = self.config.diff_block_size
         blocks = -(-length // size)
-        straddles, prompts, tails, starts, ends = torch.rand(5, blocks, generator=generator).tolist()
+        straddles, prompts, tails, starts, ends = torch.rand(
+            5, blocks, generator=generator, dtype=torch.float32
+        ).tolist()
         first, last = [0] * blocks, [size] * blocks
         noisy_context = [False] * blocks
         for block in range(blocks):
@@ -152,6 +157,19 @@ class DiffusionCollator:
             raise ValueError(
                 "`concept_labels` of an example need concept heads, and this model has none; leave them out."
             )
+
+
+def _unpadded(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The example without what its own attention mask says is padding."""
+    mask = example.get("attention_mask")
+    if mask is None:
+        return dict(example)
+    text = [place for place, real in enumerate(mask) if real]
+    columns = {name: example.get(name) for name in ("input_ids", "labels", "concept_labels")}
+    for name, values in columns.items():
+        if values is not None and len(values) != len(mask):
+            raise ValueError(f"`attention_mask` of an example has length {len(mask)}; `{name}` has {len(values)}.")
+    return {name: None if values is None else [values[i] for i in text] for name, values in columns.items()}
 
 
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:

@@ -154,6 +154,26 @@ def test_the_annotation_loss_is_binary_cross_entropy(tiny_model, monkeypatch):
     torch.testing.assert_close(pieces, whole)
 
 
+def test_concept_losses_by_hand(tiny_model):
+    model = tiny_model(known_reconstruction_loss_coef=0.7, reconstruction_loss_coef=0.2, known_loss_coef=0.3)
+    states, weights = torch.randn(2, 5, 32, requires_grad=True), torch.rand(2, 5) + 0.1
+    concepts = torch.full((2, 5, 1), objective.IGNORE_INDEX)
+    concepts[0, 1] = 3
+
+    def missing(target, features):
+        return (target - features).square().sum(-1) / target.square().sum(-1)
+
+    known = model.known_head(states).features
+    both = known + model.unknown_head(states).features
+    # What the known head cannot explain of a state must not shape the state.
+    expected = (weights * (0.7 * missing(states.detach(), known) + 0.2 * missing(states, both))).sum()
+    annotated = states[0, 1:2], concepts[0, 1:2], weights[0, 1:2]
+    expected = expected + 0.3 * objective.annotation_loss(model.known_head, *annotated)
+    found = objective.concept_loss(model.config, model.known_head, model.unknown_head, states, weights, concepts)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, states), torch.autograd.grad(expected, states))
+
+
 def test_positions_without_annotation_have_no_concept_loss(tiny_model, ids):
     model = tiny_model(known_reconstruction_loss_coef=0.0, reconstruction_loss_coef=0.0, known_loss_coef=1.0)
     noise = ids % 2 == 0

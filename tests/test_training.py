@@ -32,6 +32,21 @@ def test_a_batch_is_what_the_model_takes(config, tiny_model):
     assert tiny_model(diff_block_size=SIZE)(**batch).loss.isfinite()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_of_examples_is_no_text(config, tokenizer, side):
+    texts = ["The gardener watered the rose.", "Rain."]
+    padded = tokenizer(texts, padding="max_length", max_length=24, padding_side=side)
+    rows = [dict(zip(padded, columns)) for columns in zip(*padded.values())]
+    plain = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]]
+    found, expected = (DiffusionCollator(config, seed=1)(examples) for examples in (rows, plain))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_an_attention_mask_of_another_length(config):
+    with pytest.raises(ValueError, match="`attention_mask` of an example has length 2; `input_ids` has 3"):
+        DiffusionCollator(config)([{"input_ids": [1, 2, 3], "attention_mask": [1, 1]}])
+
+
 def test_noise_of_an_example_does_not_depend_on_its_batch(config):
     collator = DiffusionCollator(config, prompt_probability=0.5, straddle_probability=0.5, seed=3)
     together = collator(examples(4))
@@ -40,6 +55,13 @@ def test_noise_of_an_example_does_not_depend_on_its_batch(config):
         length = len(example["input_ids"])
         for name in ("noise_mask", "labels"):
             assert torch.equal(together[name][i, :length], alone[name][0])
+
+
+def test_each_seed_has_noise_of_its_own(config):
+    batch = [{"input_ids": list(range(64))}]
+    one, again, other = (DiffusionCollator(config, seed=seed)(batch)["noise_mask"] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_without_a_seed_noise_is_fresh_and_follows_the_global_generator(config):
@@ -81,12 +103,31 @@ def test_straddling_windows_span_two_blocks(config):
         assert not noise[:first].any()
 
 
+def test_probabilities_are_shares_of_the_blocks(config):
+    batch = [{"input_ids": list(range(8 * SIZE))}] * 100
+    torch.manual_seed(0)
+    prompts = DiffusionCollator(config, prompt_probability=0.25)(batch)["labels"].view(-1, SIZE)
+    # Of the blocks with a prompt, one in 32 has an empty one and no tail.
+    assert (prompts == -100).any(-1).float().mean() == pytest.approx(0.25 * 31 / 32, abs=0.05)
+    straddles = DiffusionCollator(config, straddle_probability=0.25)(batch)["noisy_context"]
+    # A block can straddle unless the one before does: s = 0.25 (1 - s).
+    assert straddles[:, 2:].float().mean() == pytest.approx(0.2, abs=0.05)
+
+
 def test_labels_given_are_kept(config):
     ids = list(range(SIZE))
     labels = [-100] * 10 + ids[10:]
     batch = DiffusionCollator(config, prompt_probability=0.5)([{"input_ids": ids, "labels": labels}] * 50)
     assert (batch["labels"][:, :10] == -100).all()
     assert not batch["noise_mask"][:, :10].any()
+
+
+def test_what_has_no_label_is_never_noised(config):
+    labels = [-100] * 5 + list(range(5, 11)) + [-100] * 5
+    batch = DiffusionCollator(config, prompt_probability=1.0)(
+        [{"input_ids": list(range(SIZE)), "labels": labels}] * 100
+    )
+    assert not batch["noise_mask"][:, torch.tensor(labels) == -100].any()
 
 
 def test_every_example_keeps_a_target(config):
@@ -96,6 +137,13 @@ def test_every_example_keeps_a_target(config):
         batch = collator([{"input_ids": [5] * (SIZE + 2), "labels": labels}])
         assert batch["labels"][0].tolist() == labels
         assert batch["noise_mask"][0, SIZE]
+
+
+def test_windows_that_miss_all_targets_leave_no_noisy_context(config):
+    labels = [7] + [-100] * (2 * SIZE - 1)
+    batch = DiffusionCollator(config, straddle_probability=1.0)([{"input_ids": [7] * (2 * SIZE), "labels": labels}])
+    assert batch["labels"][0].tolist() == labels
+    assert not batch["noisy_context"].any()
 
 
 def test_examples_with_and_without_concepts_share_a_batch(config, tiny_model):
@@ -151,6 +199,12 @@ def test_a_seed_that_no_generator_takes_is_told(config):
 def test_bad_examples_are_told(example, message, config):
     with pytest.raises(ValueError, match=message):
         DiffusionCollator(config)([example])
+
+
+def test_concept_labels_for_a_model_without_heads_are_told(tiny_config):
+    collator = DiffusionCollator(tiny_config(interpretable=False))
+    with pytest.raises(ValueError, match="`concept_labels` of an example need concept heads"):
+        collator([{"input_ids": [1], "concept_labels": [[2]]}])
 
 
 def test_a_probability_outside_its_range_is_told(config):
