@@ -283,7 +283,7 @@ def _generate(
     if way.steering is not None:
         per_prompt = isinstance(way.steering, list)
         steering["steering"] = [way.steering[number] for number in numbers] if per_prompt else way.steering
-    output = way.model.generate(**inputs, **steering, **options).tolist()
+    output = way.model.generate(**inputs, **steering, **{"tokenizer": tokenizer, **options}).tolist()
     width = inputs["input_ids"].shape[1]
     ends = options.get("eos_token_id", way.model.generation_config.eos_token_id)
     ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .case import Case
 from .catalog import ConceptCatalog
 from .chat import chat_inputs
@@ -18,6 +16,7 @@ from .chunks import Spans, check_by
 from .explaining import explain, explain_text
 from .explanation import Explanation, in_frame
 from .files import check_file, read_artefact, write_whole
+from .reading import prompt_ids
 from .remedies import Remedy, find_remedies
 from .report import render_report
 from .trace_index import TraceIndex, check_search
@@ -215,7 +214,7 @@ class Audit:
 def audit(
     model: Any,
     tokenizer: Any,
-    prompt: str | torch.Tensor | Sequence[Mapping[str, str]],
+    prompt: Any,
     *,
     index: TraceIndex | None = None,
     catalog: ConceptCatalog | None = None,
@@ -232,8 +231,8 @@ def audit(
     Args:
         model: A `SteerlingForDiffusionLM` with concept heads.
         tokenizer: Its tokenizer.
-        prompt: A text, (1, T) or (T,) token ids, or a transcript: messages with "role" and "content", of which the last one is
-            the user's, to be answered, or the assistant's, to be audited as it stands.
+        prompt: What `explain` takes, or a transcript: messages with "role" and "content", of which the last one is the user's,
+            to be answered, or the assistant's, to be audited as it stands.
         index: Where to look for training text.
         catalog: Names, groups and flags of concepts; without one, concepts are numbers.
         by: How to cut the answer: "chunk", "sentence", or spans of positions.
@@ -268,7 +267,7 @@ def audit(
         explanation = explain(
             model,
             tokenizer,
-            torch.tensor([given]),
+            given,
             by=by,
             catalog=catalog,
             inputs=inputs,
@@ -290,17 +289,11 @@ def audit(
 
 def _read_prompt(model: Any, tokenizer: Any, prompt: Any) -> tuple[list[int], list[int] | None]:
     """Token ids of a prompt, and of the answer that a transcript ends with."""
-    if isinstance(prompt, str):
-        if not prompt:
-            raise ValueError("`prompt` is empty: give a text, token ids or messages.")
-        return tokenizer(prompt, add_special_tokens=False)["input_ids"], None
-    if isinstance(prompt, torch.Tensor):
-        if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1) or not prompt.numel():
-            raise ValueError(f"`prompt` has the shape {tuple(prompt.shape)}: give (T,) or (1, T) token ids.")
-        return prompt.flatten().tolist(), None
+    if not isinstance(prompt, Sequence) or not any(isinstance(message, Mapping) for message in prompt):
+        return prompt_ids(tokenizer, prompt), None
     messages = list(prompt)
     roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
-    if not messages or roles[-1] not in ("user", "assistant"):
+    if roles[-1] not in ("user", "assistant"):
         raise ValueError(
             f"`prompt` is a transcript of the roles {roles}: end it with a message of the user, which the model answers, or "
             "of the assistant, which is audited."

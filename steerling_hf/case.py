@@ -38,7 +38,7 @@ class Case:
         """The answer's token ids under operations, and under whatever steered the audited one."""
         ids = torch.tensor([list(self.prompt)], device=device_of(self.model))
         fixed = {"steering": (self.generation.get("steering"), *operations), "return_dict_in_generate": False}
-        output = self.model.generate(ids, **{**self.generation, **fixed})
+        output = self.model.generate(ids, **{"tokenizer": self.tokenizer, **self.generation, **fixed})
         return output[0, len(self.prompt) :].tolist()
 
     def text(self, answer: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ from .input_attribution import InputAttributions, attribute_inputs, check_settin
 from .modeling.attribution_steerling import SteerlingAttributions
 from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
+from .reading import prompt_ids
 
 CONCEPTS_KEPT = 64  # of each head
 
@@ -26,7 +27,7 @@ CONCEPTS_KEPT = 64  # of each head
 def explain(
     model: Any,
     tokenizer: Any,
-    prompt: str | torch.Tensor,
+    prompt: Any,
     *,
     by: str | Spans = "chunk",
     catalog: Any = None,
@@ -42,7 +43,7 @@ def explain(
     Args:
         model: A `SteerlingForDiffusionLM` with concept heads.
         tokenizer: Its tokenizer.
-        prompt: A text, or (1, T) or (T,) token ids.
+        prompt: A text; (T,) or (1, T) token ids; what a tokenizer returns; or messages, which the assistant is to answer.
         by: How to cut the answer: "chunk", "sentence", or spans of positions.
         catalog: A `ConceptCatalog` that names the concepts.
         inputs: Whether to attribute tokens to the input as well, which takes a multiple of the time of generation.
@@ -57,20 +58,17 @@ def explain(
     """
     catalog = _fitted(catalog, model)
     _check_inputs(inputs, belief, attribution)
-    ids = (
-        tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        if isinstance(prompt, str)
-        else prompt
-    )
-    ids = (ids[None] if ids.dim() == 1 else ids).to(device_of(model))
-    if len(ids) != 1 or (generation.get("num_return_sequences") or 1) != 1:
+    given = prompt_ids(tokenizer, prompt)
+    if (generation.get("num_return_sequences") or 1) != 1:
         raise ValueError(
-            f"`prompt` has {len(ids)} rows, and `num_return_sequences` is {generation.get('num_return_sequences') or 1}: "
-            "explain() takes one text; for more, explain_output() takes the rows of an output."
+            f"`num_return_sequences` is {generation['num_return_sequences']}: explain() takes one text; for more, "
+            "explain_output() takes the rows of an output."
         )
-    check_by(by, ids.shape[1])
+    _check_gaps("`prompt`", model.config.mask_token_id in given)
+    check_by(by, len(given))
     fixed = {"return_dict_in_generate": True, "output_attributions": True, "output_scores": True}
-    output = model.generate(ids, **{**generation, **fixed})
+    ids = torch.tensor([given], device=device_of(model))
+    output = model.generate(ids, **{"tokenizer": tokenizer, **generation, **fixed})
     settings = {key: value for key, value in generation.items() if isinstance(value, (int, float, str, bool))}
     return explain_output(
         model,
@@ -117,6 +115,7 @@ def explain_output(
     if not 0 <= row < len(output.traces):
         raise ValueError(f"`row` is {row}, but `output` has the rows 0 to {len(output.traces) - 1}.")
     trace: SteerlingTrace = output.traces[row]
+    _check_gaps("The prompt of `output`", bool((trace.step_map[: trace.prompt_length] >= 0).any()))
     written = _Row(
         trace.tokens[: trace.length].tolist(),
         token_texts(tokenizer, trace.tokens[: trace.length].tolist()),
@@ -287,6 +286,14 @@ class _Row:
 
 def _fitted(catalog: Any, model: Any) -> Any:
     return None if catalog is None else catalog.fit(model.config)
+
+
+def _check_gaps(where: str, gaps: bool) -> None:
+    if gaps:
+        raise ValueError(
+            f"{where} has gaps (mask tokens), and an explanation has a prompt that is given and an answer behind "
+            "it: for what fills gaps, ask attribute_inputs(model, trace) and the `attributions` of generate()."
+        )
 
 
 def _check_inputs(inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:

@@ -1,11 +1,12 @@
 """Texts that a model reads: as rows of tokens, in evaluation mode, without gradients, in padded batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from .chat import chat_inputs
 from .modeling.lookup_steerling import device_of
 
 # Positions that pass through a concept head at once.
@@ -62,6 +63,38 @@ def encode_texts(
                 "text, or have no more than its beginning read (`max_length` of `embed`)."
             )
     return [row[:max_length] for row in rows]
+
+
+def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
+    """
+    Token ids of one prompt.
+
+    Args:
+        prompt: A text; (T,) or (1, T) token ids as a tensor or lists; what a tokenizer returns; or messages with "role" and
+            "content", which the assistant is to answer.
+
+    Raises:
+        ValueError: It is none of these, or empty.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    elif isinstance(prompt, Mapping):
+        ids = prompt.get("input_ids")
+    elif isinstance(prompt, Sequence) and any(isinstance(part, Mapping) for part in prompt):
+        ids = chat_inputs(tokenizer, prompt)["input_ids"]
+    else:
+        ids = prompt
+    try:
+        given = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
+        ) from error
+    if not given.numel():
+        raise ValueError("`prompt` is empty: give a text, token ids or messages.")
+    if given.dim() == 0 or given.dim() > 2 or (given.dim() == 2 and len(given) != 1):
+        raise ValueError(f"`prompt` has the shape {tuple(given.shape)}: give (T,) or (1, T) token ids.")
+    return [int(token) for token in given.flatten().tolist()]
 
 
 def hidden_states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:

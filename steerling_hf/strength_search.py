@@ -151,7 +151,7 @@ def search_strength(
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
-        output = model.generate(**inputs, steering=changed(strength), **generation)
+        output = model.generate(**inputs, steering=changed(strength), **{"tokenizer": tokenizer, **generation})
         texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         fluency = text_fluency(model, output, _text_mask(model, inputs.attention_mask, output))
         return StrengthTrial(strength, float(objective(texts)), fluency, tuple(texts))

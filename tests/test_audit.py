@@ -8,6 +8,7 @@ import torch
 from steerling_hf import (
     Audit,
     ConceptCatalog,
+    Condition,
     Imitate,
     SetConcepts,
     Suppress,
@@ -15,8 +16,10 @@ from steerling_hf import (
     audit,
     explain_text,
 )
+from steerling_hf import case as case_module
 from steerling_hf.case import Case
 from steerling_hf.loading import encode, load
+from steerling_hf.remedies import find_remedies
 from steerling_hf.trace_results import SharedConcept, Trace, TraceHit
 
 QUESTION = "How do I contact Mara Ellison by phone?"
@@ -92,6 +95,14 @@ def test_support_is_what_the_answer_loses_without_the_concept(tiny_model, tokeni
     assert found.abs().max() > 1e-4
 
 
+def test_support_of_many_concepts_is_that_of_each(tiny_model, tokenizer, monkeypatch):
+    case = Case(tiny_model(), tokenizer, None, [5, 6, 7], [8, 9, 10], {})
+    concepts = list(range(20))
+    whole = case.support(concepts, case.answer)
+    monkeypatch.setattr(case_module, "CONCEPTS_AT_ONCE", 3)
+    torch.testing.assert_close(case.support(concepts, case.answer), whole)
+
+
 def test_a_leak_is_driven_by_the_concepts_of_contacts(leak):
     found, _ = leak
     assert "555-0" in found.text
@@ -122,8 +133,6 @@ def test_parts_in_the_whole_answer_are_those_of_its_chunks(nano):
 
 
 def test_a_condition_sees_the_weight_in_the_prompt(leak):
-    from steerling_hf import Condition
-
     found, _ = leak
     ids = torch.tensor([found.case.prompt])
     driver = found.drivers[0]
@@ -164,9 +173,9 @@ def test_an_answer_cannot_forge_a_turn(nano):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], r"`prompt` is a transcript of the roles \[\]"),
+        ([], "`prompt` is empty: give a text, token ids or messages"),
         ([{"role": "system", "content": "x"}], r"roles \['system'\]: end it with"),
-        (["Hello"], r"roles \[None\]"),
+        (["Hello"], r"`prompt` is \['Hello'\]: give one text, token ids, what a tokenizer returns, or messages"),
         (torch.zeros(2, 3, dtype=torch.long), r"`prompt` has the shape \(2, 3\)"),
         (torch.zeros(1, 1, 3, dtype=torch.long), r"`prompt` has the shape \(1, 1, 3\)"),
         ("", "`prompt` is empty"),
@@ -292,6 +301,61 @@ def test_what_breaks_the_language_does_not_work(leak, monkeypatch):
     [remedy] = leak[0].suggest_fix(accept=lambda text: True)
     assert remedy.evidence["fluency after"] < remedy.evidence["fluency before"] - 2
     assert not remedy.works
+
+
+class Scripted:
+    """A case whose answers under operations are given; the first token of an answer says how much it has of the concept."""
+
+    catalog, prompt, answer = None, [1, 2, 3], [4]
+
+    def __init__(self, model, tokenizer, script, prompt_weights=((0.1,),)):
+        self.model, self.tokenizer, self.script = model, tokenizer, script
+        self.prompt_weights, self.tried = torch.tensor(prompt_weights), []
+
+    def answer_under(self, *operations):
+        self.tried.append(operations)
+        return self.script(*operations)
+
+    def text(self, answer):
+        return " ".join(map(str, answer))
+
+    def weights(self, concepts, text):
+        return self.prompt_weights
+
+    def highest(self, concept, answer):
+        return answer[0] / 4
+
+    def support(self, concepts, answer):
+        return torch.zeros(1)
+
+    def fluency(self, answer):
+        return -1.0
+
+
+def test_half_of_the_concept_has_to_go(tiny_model, tokenizer):
+    case = Scripted(tiny_model(), tokenizer, lambda suppress: [3] if suppress.strength > -3 else [2])
+    [remedy] = find_remedies(case, [3])
+    assert remedy.works
+    assert [operation.strength for [operation] in case.tried] == [-7 / 8, -7 / 4, -7 / 2]
+
+
+def test_an_answer_of_nothing_is_no_remedy(tiny_model, tokenizer):
+    case = Scripted(tiny_model(), tokenizer, lambda _: [])
+    [remedy] = find_remedies(case, [3], accept=lambda text: True)
+    assert not remedy.works
+
+
+def test_the_remedy_that_leaves_least_comes_first(tiny_model, tokenizer):
+    left = {("Suppress",): 2, ("Imitate",): 0, ("Suppress", "Imitate"): 1}
+    case = Scripted(tiny_model(), tokenizer, lambda *tried: [left[tuple(operation.name for operation in tried)]])
+    kinds = [remedy.kind for remedy in find_remedies(case, [3], "No.", lambda text: True)]
+    assert kinds == ["imitate", "suppress and imitate", "suppress"]
+
+
+def test_a_remedy_waits_for_the_relative_that_the_prompt_shows(tiny_model, tokenizer):
+    case = Scripted(tiny_model(), tokenizer, lambda _: [0], prompt_weights=((0.25, 0.75), (0.0, 0.5)))
+    [remedy] = find_remedies(case, [3, 5])
+    assert remedy.recipe.operations[0].condition == Condition(5, 0.375)
 
 
 def test_the_strongest_concepts_of_each_head_are_kept(nano, monkeypatch):

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from steerling_hf import Amplify, Concept, ConceptCatalog, Explanation, attribute_concepts, explain, explain_output
+from steerling_hf.chat import chat_inputs
 from steerling_hf.cli import main
 from steerling_hf.explaining import token_texts
+from steerling_hf.input_attribution import attribute_inputs
 
 PROMPT = "The gardener watered the"
 
@@ -59,6 +61,16 @@ def test_parts_agree_with_each_other(made):
     assert explanation.generation["seed"] == 5
     assert explanation.steering[0]["operation"] == "Amplify"
     assert explanation.metrics["median completeness error"] >= 0
+
+
+def test_inputs_and_context_of_a_chunk_are_shares_of_all_that_its_tokens_saw(made):
+    model, _, explanation = made
+    found = attribute_inputs(model, explanation.trace, n_steps=4)
+    start = len(explanation.prompt)
+    for chunk in explanation.chunks:
+        wanted = found.aggregate(start + chunk.start, start + chunk.end, "all")
+        assert [*chunk.inputs, *chunk.context] == pytest.approx(wanted.tolist(), abs=1e-5)
+        assert any(chunk.context)
 
 
 @pytest.mark.parametrize("ending", ["json", "parquet"])
@@ -147,10 +159,52 @@ def test_rows_of_a_padded_batch_are_those_of_single_runs(made):
         assert together.chunks[0].inputs is None
 
 
+def test_prompts_of_every_kind(made):
+    model, tokenizer, _ = made
+    messages = [{"role": "user", "content": PROMPT}]
+    chat = chat_inputs(tokenizer, messages)
+    for same in (
+        (
+            PROMPT,
+            tokenizer(PROMPT)["input_ids"],
+            tokenizer(PROMPT),
+            tokenizer(PROMPT, return_tensors="pt")["input_ids"],
+        ),
+        (messages, chat, [chat["input_ids"]]),
+    ):
+        first, *others = (explain(model, tokenizer, prompt, inputs=False, max_new_tokens=3) for prompt in same)
+        assert all(other.prompt == first.prompt and other.answer == first.answer for other in others)
+
+
+def test_the_tokenizer_goes_with_stop_strings(made):
+    model, tokenizer, _ = made
+    whole = explain(model, tokenizer, PROMPT, inputs=False, max_new_tokens=6, do_sample=False)
+    ended = explain(
+        model,
+        tokenizer,
+        PROMPT,
+        inputs=False,
+        max_new_tokens=6,
+        do_sample=False,
+        stop_strings=[whole.answer[2].text],
+    )
+    assert len(ended.answer) < len(whole.answer)
+
+
 def test_what_explain_refuses(made):
     model, tokenizer, _ = made
-    with pytest.raises(ValueError, match=r"`prompt` has 2 rows"):
-        explain(model, tokenizer, torch.ones(2, 3, dtype=torch.long), max_new_tokens=2)
+    for prompt, message in (
+        (torch.ones(2, 3, dtype=torch.long), r"`prompt` has the shape \(2, 3\)"),
+        ("The<|mask|> watered", "`prompt` has gaps"),
+        ([], "`prompt` is empty"),
+        ([["The"]], "`prompt` is .*: give one text, token ids"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain(model, tokenizer, prompt, max_new_tokens=2)
+    asked = {"return_dict_in_generate": True, "output_attributions": True}
+    filled = model.generate(tokenizer("The<|mask|> watered", return_tensors="pt")["input_ids"], **asked)
+    with pytest.raises(ValueError, match="The prompt of `output` has gaps"):
+        explain_output(model, tokenizer, filled)
     output = model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2, return_dict_in_generate=True)
     with pytest.raises(ValueError, match=r"`output` has no attributions"):
         explain_output(model, tokenizer, output)
