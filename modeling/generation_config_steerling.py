@@ -177,7 +177,8 @@ class SteerlingGenerationConfig(GenerationConfig):
             "output_attributions", attributing, "add return_dict_in_generate=True, since the output holds them"
         )
         seeds = self.seed if isinstance(self.seed, (list, tuple)) and self.seed else [self.seed]
-        self._check("seed", all(_is_integer(seed, 0) for seed in seeds), "choose whole numbers of 0 or more")
+        fitting = all(_is_integer(seed, 0, below=2**63) for seed in seeds)
+        self._check("seed", fitting, "choose whole numbers from 0 to 2**63 - 1")
         warm = _is_number(self.temperature, 0, above=self.do_sample is True)
         self._check("temperature", warm, "choose a number above 0; greedy decoding is do_sample=False")
         self._check("top_k", _is_integer(self.top_k, 0), "choose a whole number, 0 for no limit")
@@ -207,8 +208,8 @@ class SteerlingGenerationConfig(GenerationConfig):
             raise ValueError(f"`{key}` is {getattr(self, key)!r}: {remedy}.")
 
 
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_integer(value: Any, least: int, below: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < below
 
 
 def _is_number(value: Any, least: float, above: bool = False) -> TypeGuard[float]:

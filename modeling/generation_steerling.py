@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class SteerlingGenerateOutput(ModelOutput):
         past_key_values (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
         steering (`SteeringReport`): With `steering`, what its operations changed where.
         attributions (`SteerlingAttributions`): With `output_attributions=True`, the concepts behind each decided token.
-        traces (`tuple[SteerlingTrace, ...]`): How each row was written, to replay it for explanations.
+        traces (`list[SteerlingTrace]`): How each row was written, to replay it for explanations.
     """
 
     sequences: torch.Tensor | None = None
@@ -64,7 +65,7 @@ class SteerlingGenerateOutput(ModelOutput):
     past_key_values: SteerlingCache | None = None
     steering: SteeringReport | None = None
     attributions: SteerlingAttributions | None = None
-    traces: tuple[SteerlingTrace, ...] | None = None
+    traces: list[SteerlingTrace] | None = None
 
 
 class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
@@ -139,6 +140,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         Raises:
             ValueError: An argument cannot be used; raised before any computation.
         """
+        kwargs = {name: _as_python(value) for name, value in kwargs.items()}
         arguments: dict[str, Any] = {"generation_config": generation_config, "logits_processor": logits_processor}
         arguments |= {"stopping_criteria": stopping_criteria, **kwargs}
         output: Any  # the library names its own classes
@@ -152,6 +154,12 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                 output = super().generate(inputs, **arguments)
                 return output
             refuse_inapplicable(kwargs)
+            own = getattr(self.prepare_inputs_for_generation, "__func__", None)
+            if own is not type(self).prepare_inputs_for_generation:
+                raise ValueError(
+                    "`prepare_inputs_for_generation` was replaced, as prompt tuning and its like do to bring embeddings in, but "
+                    "this generate() has tokens only and would ignore it: use LoRA or another method that changes weights."
+                )
             if kwargs.get("cache_implementation") is not None:  # the library serves "paged" before it validates
                 SteerlingGenerationConfig(cache_implementation=kwargs["cache_implementation"])
             started = time.monotonic()
@@ -265,10 +273,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         guidance_scale: float | None,
         steering: Any,
         sampler: TokenSampler,
-    ) -> tuple[SteerlingTrace, ...]:
+    ) -> list[SteerlingTrace]:
         given = operations_by_row(self, steering, len(canvases), generation_config.num_return_sequences)
         attached = () if self._steering is None else tuple(builder.operation for builder in self._steering.builders)
-        return tuple(
+        return [
             SteerlingTrace.of(
                 canvas,
                 align_blocks=bool(generation_config.align_blocks),
@@ -278,7 +286,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                 attached=attached,
             )
             for canvas in canvases
-        )
+        ]
 
     def _compiled_backbone(self, compile_config: Any) -> Callable:
         """The backbone's compiled call, kept for further calls with the same options, as the library keeps the model's."""
@@ -355,7 +363,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (rows,)).tolist()
         elif isinstance(seeds, int):
-            seeds = [seeds + row for row in range(rows)]
+            seeds = [(seeds + row) % 2**63 for row in range(rows)]
         elif len(seeds) != rows:
             raise ValueError(f"`seed` has {len(seeds)} values for {rows} rows: give one per row, or a single number.")
         return TokenSampler(warpers, [torch.Generator(device).manual_seed(seed) for seed in seeds])
@@ -507,6 +515,13 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     def init_continuous_batching(self, *args, **kwargs):
         """Continuous batching decodes token after token, which this model cannot do."""
         raise NotImplementedError("Continuous batching decodes from left to right; use generate() on a batch instead.")
+
+
+def _as_python(value: Any) -> Any:
+    """NumPy's numbers, alone or in lists, as Python's, which the library and we ask for."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_as_python, value))
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def _as_list(ids: int | list[int] | torch.Tensor | None) -> list[int]:

@@ -94,9 +94,8 @@ class FactorRule(UnmaskingRule):
         """The k positions of the formula, and no fewer than the `count` most confident."""
         sorted_confidence, order = confidence(logits).sort(descending=True)
         rank = torch.arange(2, len(order) + 2, device=order.device)
-        # The condition may fail in between and hold again; the last rank at which it holds counts.
-        holds = (rank * (1 - sorted_confidence) < self.factor).nonzero()
-        return order[: max(count, int(holds[-1]) + 1 if len(holds) else 0)]
+        # Both factors rise with k, so the condition holds up to one k.
+        return order[: max(count, int((rank * (1 - sorted_confidence) < self.factor).sum()))]
 
 
 class EntropyBoundRule(UnmaskingRule):

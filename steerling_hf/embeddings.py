@@ -221,7 +221,7 @@ class StrongestConcepts:
         ]
         self.size = sum(head.n_concepts for head, _ in heads.values())
         width = sum(top for _, _, top in self.kept)
-        self.ids, self.weights = torch.full((texts, width), -1), torch.zeros(texts, width)
+        self.ids, self.weights = torch.full((texts, width), -1), torch.zeros(texts, width, dtype=torch.float32)
 
     def note(self, numbers: Sequence[int], states: torch.Tensor, lengths: Sequence[int]) -> None:
         """Hidden states (N, D) of texts of these numbers and lengths, one text after another."""
@@ -283,7 +283,7 @@ def part_of(model: SteerlingForDiffusionLM, states: torch.Tensor, kind: str) -> 
 def mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(B, concepts) mean weights, float32, with which concepts enter the features of texts of (B,) lengths."""
     texts = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
-    sums = torch.zeros(len(lengths), head.n_concepts, device=states.device)
+    sums = torch.zeros(len(lengths), head.n_concepts, device=states.device, dtype=torch.float32)
     entering = min(head.topk_features, head.n_concepts)
     reported = head.topk is not None and entering <= head.topk
     positions = HEAD_POSITIONS if reported else max(1, SCORE_BUDGET // head.n_concepts)
@@ -294,7 +294,7 @@ def mean_weights(head: SteerlingConceptHead, states: torch.Tensor, lengths: torc
         else:
             # All concepts: a head reports fewer than enter its features.
             weights, indices = head.logits(piece).sigmoid().topk(entering, dim=-1)
-        sums.index_put_((text[:, None], indices.to(sums.device)), weights.to(sums.device), accumulate=True)
+        sums.index_put_((text[:, None], indices.to(sums.device)), weights.to(sums), accumulate=True)
     return sums / lengths[:, None]
 
 

@@ -169,6 +169,20 @@ def test_half_precision_is_pooled_in_single(tiny_model, tokenizer):
     assert concept_vectors(model, tokenizer, TEXTS).weights.dtype == torch.float32
 
 
+def test_weights_are_pooled_in_single_precision_whatever_the_default_and_autocast(tiny_model, tokenizer):
+    model, texts = tiny_model(), ["Rain.", "The gardener watered the new rose."]
+    expected = concept_vectors(model, tokenizer, texts)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = concept_vectors(model, tokenizer, texts)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.weights.dtype == torch.float32
+    torch.testing.assert_close(again.weights, expected.weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert concept_vectors(model, tokenizer, texts).weights.dtype == torch.float32
+
+
 @pytest.mark.parametrize("on_disk", ["transformer", "known_head"])
 def test_offloaded_weights(on_disk, tiny_model, tokenizer, tmp_path, library_warnings):
     whole = tiny_model()

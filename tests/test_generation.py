@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from generation_model import BLOCK, BOS, EOS, FORBIDDEN, MASK, PAD, TURN, VOCABULARY, make_model, make_prompt
@@ -199,6 +200,15 @@ def test_end_tokens_equal_the_oracle(model, steps):
     assert had_holes
 
 
+def test_tokens_behind_an_end_are_not_counted(model):
+    prompt = make_prompt(9)
+    end = int(model.generate(prompt, max_new_tokens=16, steps=2)[0, 11])
+    output = generate(model, prompt, max_new_tokens=16, steps=2, eos_token_id=end)
+    length = output.sequences.shape[1]
+    assert length < 9 + BLOCK
+    assert output.tokens_per_forward.tolist() == [length - 9]
+
+
 def boost(model, token: int, by: float = 1000.0) -> None:
     model.transformer.lm_head.register_forward_hook(
         lambda _m, _a, logits: logits.index_add(
@@ -240,6 +250,28 @@ def test_without_a_prompt_a_row_starts_from_bos(model):
 
 def sample(model, prompt, **settings) -> torch.LongTensor:
     return model.generate(prompt, max_new_tokens=20, do_sample=True, **settings)
+
+
+def test_numbers_of_numpy(model):
+    prompt = make_prompt(9, rows=2)
+    settings = {"max_new_tokens": 8, "do_sample": True, "top_k": 5, "temperature": 0.5, "seed": [3, 4]}
+    of_numpy = {"max_new_tokens": np.int64(8), "top_k": np.int32(5), "temperature": np.float32(0.5)}
+    expected = model.generate(prompt, **settings)
+    assert torch.equal(model.generate(prompt, **{**settings, **of_numpy, "seed": np.int64(3)}), expected)
+    assert torch.equal(model.generate(prompt, **{**settings, "seed": list(np.arange(3, 5))}), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype(model, dtype):
+    settings = {"max_new_tokens": 8, "output_scores": True, "return_dict_in_generate": True}
+    expected = model.generate(make_prompt(9), **settings)
+    torch.set_default_dtype(dtype)
+    try:
+        found = model.generate(make_prompt(9), **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.log_probabilities, expected.log_probabilities)
 
 
 def test_seeds(model):

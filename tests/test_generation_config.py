@@ -159,6 +159,14 @@ def test_pipeline(model, tokenizer):
     assert record["generated_token_ids"] == expected[0].tolist()
 
 
+def test_pipeline_with_all_outputs(model, tokenizer):
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    found = pipe("The gardener", return_dict_in_generate=True, output_scores=True, **settings)[0]
+    assert found["generated_text"] == pipe("The gardener", **settings)[0]["generated_text"]
+    assert {"step_map", "log_probabilities", "tokens_per_forward"} < set(found)
+
+
 def test_pipeline_without_a_prompt_starts_from_bos(model, tokenizer):
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     expected = model.generate(torch.tensor([[BOS]]), max_new_tokens=12)

@@ -30,6 +30,7 @@ VALUES = [
     ("seed", -1),
     ("seed", "x"),
     ("seed", [1, -2]),
+    ("seed", 2**63),
     ("temperature", -0.5),
     ("temperature", "hot"),
     ("top_k", -1),
@@ -236,3 +237,10 @@ def test_an_end_token_as_a_tensor():
     token = int(model.generate(make_prompt(9), max_new_tokens=8)[0, 12])
     expected = model.generate(make_prompt(9), max_new_tokens=8, eos_token_id=token)
     assert torch.equal(model.generate(make_prompt(9), max_new_tokens=8, eos_token_id=torch.tensor([token])), expected)
+
+
+def test_prompts_of_embeddings(model):
+    """peft brings the virtual tokens of prompt tuning in so; they would have no effect."""
+    model.prepare_inputs_for_generation = lambda *arguments, **given: given
+    with pytest.raises(ValueError, match="`prepare_inputs_for_generation` was replaced.*use LoRA"):
+        model.generate(make_prompt(5), max_new_tokens=4)

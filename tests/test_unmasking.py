@@ -13,6 +13,8 @@ from steerling_hf.modeling.unmasking_steerling import (
     ForbiddenPhrases,
     MarginRule,
     ThresholdRule,
+    confidence,
+    entropy,
 )
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -146,9 +148,21 @@ def test_rules(rule, count, expected):
     assert rule(SURE, count).tolist() == expected
 
 
+def test_a_threshold_is_reached_at_its_very_value():
+    assert ThresholdRule(float(confidence(SURE)[1]))(SURE, 1).tolist() == [3, 1]
+
+
 def test_margin_is_not_confidence():
     logits = probabilities([0.5, 0.45], [0.4, 0.05])
     assert MarginRule()(logits, 1).tolist() == [1]
+
+
+def test_entropy_under_autocast():
+    """Of tokens, some of which are ruled out: in half precision their distance would be infinite."""
+    logits = SURE.clone()
+    logits[:, -1] = -torch.inf
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(entropy(logits), torch.special.entr(logits.softmax(-1)).sum(-1))
 
 
 def test_entropy_bound():
@@ -191,11 +205,12 @@ def test_adaptive_rows_equal_their_single_runs(model):
         assert together.tokens_per_forward[row] == alone.tokens_per_forward[0]
 
 
-def test_a_rule_of_the_users_own(model):
-    def leftmost(logits, count):
-        assert logits.shape[1] == VOCABULARY
-        return torch.arange(count)
+def leftmost(logits, count):
+    assert logits.shape[1] == VOCABULARY
+    return torch.arange(count)
 
+
+def test_a_rule_of_the_users_own(model):
     output = generate(model, make_prompt(9), max_new_tokens=12, unmasking=leftmost)
     assert output.step_map[0, 9:].tolist() == list(range(12))
 
@@ -255,6 +270,13 @@ def test_a_phrase_is_completed_from_any_side():
     assert phrases.compatible(canvas, torch.tensor([0, 1, 3]), torch.tensor([1, 4, 4])) == 3
 
 
+@pytest.mark.parametrize(("phrase", "canvas", "place"), [((5, 5, 7), [5, MASK, 0], 1), ((7, 5, 5), [0, MASK, 5], 1)])
+def test_a_phrase_does_not_reach_beyond_the_text(phrase, canvas, place):
+    logits = torch.zeros(1, 9)
+    ForbiddenPhrases([phrase]).forbid(torch.tensor(canvas), torch.tensor([place]), logits)
+    assert logits.isfinite().all()
+
+
 # Ends
 
 
@@ -278,6 +300,15 @@ def test_a_criterion_ends_a_row_at_the_first_text_it_accepts(model):
     assert criterion.seen == [plain[:length] for length in range(10, first + 2)]
 
 
+def test_criteria_see_nothing_behind_an_end(model):
+    prompt, criterion = make_prompt(9), EndsWith(-1)
+    settings = {"max_new_tokens": 24, "unmasking": leftmost}
+    first = int(model.generate(prompt, **settings)[0, 9])
+    criteria = StoppingCriteriaList([criterion])
+    tokens = model.generate(prompt, eos_token_id=first, stopping_criteria=criteria, **settings)
+    assert criterion.seen == [tokens[0].tolist()]
+
+
 def test_criteria_are_for_each_row(model):
     prompts = make_prompt(9, rows=3)
     plain = model.generate(prompts, max_new_tokens=24)
@@ -297,6 +328,23 @@ def test_max_time(model):
         model.generate(make_prompt(9), max_new_tokens=24, max_time=1e9),
         model.generate(make_prompt(9), max_new_tokens=24),
     )
+
+
+def test_a_row_that_has_ended_when_time_is_over_stays_as_it_is(model):
+    prompt = make_prompt(9)
+    settings = {"max_new_tokens": 24, "unmasking": leftmost}
+    first = int(model.generate(prompt, **settings)[0, 9])
+    tokens = model.generate(prompt, eos_token_id=first, max_time=1e-9, **settings)
+    assert tokens[0].tolist() == [*prompt[0].tolist(), first]
+
+
+def test_when_time_is_over_a_prompt_keeps_its_gaps(model):
+    prompt = with_masks(20, [3, 17])
+    tokens = model.generate(prompt, max_new_tokens=9, max_time=1e-9)
+    assert tokens.shape == (1, 20)
+    given = prompt != MASK
+    assert torch.equal(tokens[given], prompt[given])
+    assert int((tokens == MASK).sum()) == 1
 
 
 # What comes out
