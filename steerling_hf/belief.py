@@ -91,7 +91,7 @@ def measure_belief(
             strength = strength / strength.max().clamp(min=1e-12)
             for _ in range(draws):
                 embeddings += [
-                    _softened(embeddings[0][:1], replaying, kept, inputs, generator)
+                    _softened(embeddings[0][:1], replaying, kept, generator)
                     for kept in (1 - strength, strength)
                 ]
                 names += ["soft_comprehensiveness", "soft_sufficiency"]
@@ -138,12 +138,10 @@ def _masked(tokens: torch.Tensor, positions: torch.Tensor, replaying: Replay) ->
 
 
 def _softened(
-    embeddings: torch.Tensor, replaying: Replay, kept: torch.Tensor, inputs: torch.Tensor, generator: torch.Generator
+    embeddings: torch.Tensor, replaying: Replay, kept: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Embeddings (1, W, D) of which each element stays with the probability `kept` (W,) of its token."""
-    chances = torch.ones(embeddings.shape[1])
-    chances[inputs] = kept[inputs]
-    stays = torch.rand(embeddings.shape[1:], generator=generator) < chances[:, None]
+    stays = torch.rand(embeddings.shape[1:], generator=generator) < kept[:, None]
     mask = replaying.embed(torch.tensor(replaying.mask, device=embeddings.device)).to(embeddings)
     return torch.where(stays.to(embeddings.device), embeddings, mask)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .files import check_folder, read_artefact, write_whole
 from .fingerprint import concept_fingerprint
+from .modeling.steered_steerling import flatten_operations
 from .modeling.steering_steerling import Operation, operation_from_dict
 
 FILE_NAME = "steering_recipe.json"
@@ -43,26 +44,25 @@ class SteeringRecipe:
     description: str = ""
 
     @classmethod
-    def of(cls, model: Any, *operations: Operation, catalog: Any = None, **other: Any) -> "SteeringRecipe":
+    def of(cls, model: Any, *operations: Any, catalog: Any = None, **other: Any) -> "SteeringRecipe":
         """
         A recipe for a model's weights.
 
         Args:
             model: What it is made for.
-            operations: Are checked.
+            operations: Operations, sequences of such or recipes, whose operations it takes; all are checked.
             catalog: A `ConceptCatalog` that names the concepts.
             other: `effect` and `description`.
 
         Raises:
             ValueError: An operation does not suit the model.
         """
-        for operation in operations:
-            operation.check(model.config)
+        single = flatten_operations(model, operations)
         names = {}
         if catalog is not None:
-            names = {concept: str(catalog[concept]) for concept in sorted(_mentioned(operations))}
+            names = {concept: str(catalog[concept]) for concept in sorted(_mentioned(single))}
         return cls(
-            tuple(operations),
+            tuple(single),
             names,
             concept_fingerprint(model),
             model.config.name_or_path or None,
@@ -96,7 +96,7 @@ class SteeringRecipe:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "revision": self.revision,
-            "effect": dict(self.effect),
+            "effect": {name: float(value) for name, value in self.effect.items()},
         }
 
     @classmethod

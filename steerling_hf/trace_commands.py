@@ -178,7 +178,8 @@ def _where(conditions: list[str]) -> str:
     for condition in conditions:
         if match := CONDITION.fullmatch(condition):
             name, value = match.groups()
-            values.setdefault(name, []).append(value if name in ("source", "text") else _value(value))
+            texts = name in ("source", "text") and not value.startswith('"')
+            values.setdefault(name, []).append(value if texts else _value(value))
         else:
             expressions.append(f"({condition})")
     return " and ".join(filter(None, [expression(values), *expressions]))
@@ -186,7 +187,7 @@ def _where(conditions: list[str]) -> str:
 
 def _value(text: str) -> str | int | float | bool:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=str)
     except ValueError:
         return text
     return value if isinstance(value, str | int | float | bool) else text

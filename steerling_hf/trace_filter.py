@@ -16,14 +16,17 @@ def expression(where: str | Mapping[str, Any] | None) -> str:
             field of the metadata. Or an expression in Milvus' own language (`metadata["year"] > 2020`).
 
     Raises:
-        ValueError: A value is not a string, a number, a truth value or a list of these.
+        ValueError: It is neither, or a value is not a string, a number, a truth value or a list of these.
     """
     if where is None or isinstance(where, str):
         return where or ""
+    if not isinstance(where, Mapping):
+        raise ValueError(f"`where` is {where!r}: give values by field, such as {{'year': 2020}}, or an expression.")
     parts = []
     for name, value in where.items():
         several = isinstance(value, list | tuple | set)
-        values = list(value) if several else [value]
+        # NumPy's numbers as Python's, which JSON knows.
+        values = [one.item() if hasattr(one, "item") else one for one in (value if several else [value])]
         if not values or not all(isinstance(one, str | bool | int | float) for one in values):
             raise ValueError(f"`where` has {value!r} for {name!r}: give a string, a number, or a list of these.")
         place = name if name in ("source", "text") else f"metadata[{json.dumps(name, ensure_ascii=False)}]"

@@ -286,7 +286,7 @@ class TraceStore:
                     part,
                     data=vectors,
                     anns_field=kind,
-                    limit=limit,
+                    limit=int(limit),  # the engine knows no integers of NumPy
                     filter=where,
                     output_fields=["id"],
                     search_params=search_params,

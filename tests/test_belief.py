@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from generation_model import MASK, make_model, make_prompt
+from generation_model import BLOCK, MASK, make_model, make_prompt
 
 from steerling_hf.belief import Belief, ablate_concepts, measure_belief
 from steerling_hf.input_attribution import InputAttributions
@@ -19,18 +19,38 @@ def written():
     return model, output
 
 
+@pytest.fixture(scope="module")
+def decision(written):
+    """A model, a trace of it, and a position whose decision is looked at."""
+    model, output = written
+    trace = output.traces[0]
+    return model, trace, trace.decided.tolist()[3]
+
+
+def seen_from(trace, position) -> torch.Tensor:
+    """The tokens that were visible when the one at a position was decided, to the end of its attention block."""
+    return trace.before(position).tokens[: (position // BLOCK + 1) * BLOCK]
+
+
+def inputs_of(trace, position) -> list[int]:
+    """Where these are not masked."""
+    return (seen_from(trace, position) != MASK).nonzero()[:, 0].tolist()
+
+
+def fall(model, trace, position, places) -> float:
+    """How much masking the tokens at some places lowers the probability of the one at a position."""
+    seen = seen_from(trace, position)
+    rows = torch.stack([seen, seen.index_fill(0, torch.tensor(places), MASK)])
+    before, after = model(rows).logits[:, position].softmax(-1)[:, trace.tokens[position]].tolist()
+    return before - after
+
+
 def by_effect(model, trace, positions) -> torch.Tensor:
     """(N, T) how much masking each token alone lowers the probability of each target."""
     scores = torch.zeros(len(positions), len(trace.tokens))
     for target, position in enumerate(positions):
-        canvas = trace.before(position)
-        seen = canvas.tokens[: canvas.visible]
-
-        def probability(tokens, position=position):
-            return model(tokens[None]).logits[0, position].softmax(-1)[trace.tokens[position]]
-
-        for place in (seen != MASK).nonzero()[:, 0].tolist():
-            scores[target, place] = probability(seen) - probability(seen.index_fill(0, torch.tensor(place), MASK))
+        for place in inputs_of(trace, position):
+            scores[target, place] = fall(model, trace, position, [place])
     return scores
 
 
@@ -53,26 +73,55 @@ def test_true_scores_beat_random_and_reversed_ones(written):
 
 
 @torch.no_grad()
-def test_numbers_by_hand(written):
-    model, output = written
-    trace = output.traces[0]
-    position = trace.decided.tolist()[3]
-    canvas = trace.before(position)
-    seen = canvas.tokens[: canvas.visible]
+def test_numbers_by_hand(decision):
+    model, trace, position = decision
     scores = torch.zeros(1, len(trace.tokens))
     scores[0, 4] = 1.0
-
-    def probability(tokens):
-        return float(model(tokens[None]).logits[0, position].softmax(-1)[trace.tokens[position]])
-
-    without, only = seen.clone(), torch.full_like(seen, MASK)
-    without[4], only[4] = MASK, seen[4]
+    others = [place for place in inputs_of(trace, position) if place != 4]
     found = measure_belief(model, trace, with_scores(trace, [position], scores), fractions=(0.01,))
-    assert found.comprehensiveness == pytest.approx(probability(seen) - probability(without), abs=1e-5)
-    assert found.sufficiency == pytest.approx(probability(seen) - probability(only), abs=1e-5)
+    assert found.comprehensiveness == pytest.approx(fall(model, trace, position, [4]), abs=1e-5)
+    assert found.sufficiency == pytest.approx(fall(model, trace, position, others), abs=1e-5)
     # Certain to be dropped and certain to stay: the soft measures of such scores are the hard ones.
     assert found.soft_comprehensiveness == pytest.approx(found.comprehensiveness, abs=1e-5)
     assert found.soft_sufficiency == pytest.approx(found.sufficiency, abs=1e-5)
+
+
+@pytest.mark.parametrize("fractions", [(0.2,), (0.5,), (0.2, 0.5)], ids=str)
+@torch.no_grad()
+def test_fractions_say_how_many_inputs_are_masked(decision, fractions):
+    model, trace, position = decision
+    inputs = inputs_of(trace, position)
+    scores = torch.zeros(1, len(trace.tokens))
+    scores[0, inputs] = torch.arange(float(len(inputs)), 0, -1)
+    counts = [round(fraction * len(inputs)) for fraction in fractions]
+    assert min(counts) > 1
+    without = [fall(model, trace, position, inputs[:count]) for count in counts]
+    only = [fall(model, trace, position, inputs[count:]) for count in counts]
+    found = measure_belief(model, trace, with_scores(trace, [position], scores), fractions=fractions)
+    assert found.comprehensiveness == pytest.approx(sum(without) / len(counts), abs=1e-5)
+    assert found.sufficiency == pytest.approx(sum(only) / len(counts), abs=1e-5)
+
+
+@torch.no_grad()
+def test_to_mask_all_inputs_or_none_is_the_same_in_any_order(decision):
+    model, trace, position = decision
+    scores = torch.rand(1, len(trace.tokens), generator=torch.Generator().manual_seed(0))
+    found = measure_belief(model, trace, with_scores(trace, [position], scores), fractions=(0.99,))
+    everything = fall(model, trace, position, inputs_of(trace, position))
+    assert [found.comprehensiveness, found.random_comprehensiveness] == pytest.approx([everything] * 2, abs=1e-5)
+    assert [found.sufficiency, found.random_sufficiency] == pytest.approx([0, 0], abs=1e-5)
+
+
+@torch.no_grad()
+def test_soft_measures_go_by_the_share_of_the_largest_score_and_nothing_against_the_token(decision):
+    model, trace, position = decision
+    scores = torch.zeros(1, len(trace.tokens))
+    scores[0, [4, 6]] = 2.0
+    scores[0, 3] = -2.0
+    others = [place for place in inputs_of(trace, position) if place not in (4, 6)]
+    found = measure_belief(model, trace, with_scores(trace, [position], scores), draws=1)
+    assert found.soft_comprehensiveness == pytest.approx(fall(model, trace, position, [4, 6]), abs=1e-5)
+    assert found.soft_sufficiency == pytest.approx(fall(model, trace, position, others), abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_numbers(written):

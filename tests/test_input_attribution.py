@@ -26,12 +26,12 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 # Integrated gradients
 
 
-def plain_loop(model, trace, position, n_steps, concept=None) -> torch.Tensor:
-    """(T,) scores by a right Riemann sum, over the whole canvas."""
+def plain_loop(model, trace, position, n_steps, concept=None, first=1) -> torch.Tensor:
+    """(T,) scores by a Riemann sum, a right one if its first point is 1, over the whole canvas."""
     canvas, token, table = trace.before(position), trace.tokens[position], model.transformer.tok_emb.weight.detach()
     mask, scale = table[MASK], 1.0 if trace.guidance_scale is None else trace.guidance_scale
     line, gradients = table[canvas.tokens] - mask, 0.0
-    for point in range(1, n_steps + 1):
+    for point in range(first, first + n_steps):
         embeddings = (mask + line * point / n_steps).requires_grad_()
         if concept is None:
             blind = torch.where(canvas.given[:, None], mask, embeddings)
@@ -57,12 +57,13 @@ def smooth_model():
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.7}, {"align_blocks": True}], ids=str)
 @pytest.mark.parametrize("n_steps", [1, 5])
-def test_right_riemann_equals_a_plain_loop(model, settings, n_steps):
+@pytest.mark.parametrize(("method", "first"), [("riemann_right", 1), ("riemann_left", 0)])
+def test_riemann_sums_equal_a_plain_loop(model, settings, n_steps, method, first):
     trace = trace_of(model, **settings)
-    found = attribute_inputs(model, trace, method="riemann_right", n_steps=n_steps)
+    found = attribute_inputs(model, trace, method=method, n_steps=n_steps)
     assert torch.equal(found.positions, trace.decided)
     for position, scores in zip(trace.decided.tolist(), found.scores):
-        assert relative(scores, plain_loop(model, trace, position, n_steps)) < 1e-4
+        assert relative(scores, plain_loop(model, trace, position, n_steps, first=first)) < 1e-4
 
 
 def test_without_epsilon_it_goes_through_the_heads():

@@ -119,6 +119,20 @@ def test_few_passes_half_precision_autocast_and_large_models_do_without(model, m
     assert packed_during_generate(model) == 0
 
 
+def test_what_is_packed_is_counted_together(monkeypatch):
+    first, second = SteerlingLinear(8, 8, bias=False), SteerlingLinear(8, 8, bias=False)
+    monkeypatch.setattr(packing_steerling, "LARGEST", 2 * first.weight.nbytes - 1)
+    with packed_weights(first, [second], passes=100):
+        assert first.products_unpacked == 0
+        assert second.products_unpacked is None
+
+
+def test_half_precision_is_never_packed():
+    layer = SteerlingLinear(8, 8).bfloat16()
+    with packed_weights(layer, [], passes=100):
+        assert layer.products_unpacked is None
+
+
 def test_scores_of_a_packed_table_have_the_shape_of_the_others(model):
     model.known_head.register_forward_hook(lambda _head, _args, output: output)  # scores all, without looking
     states, found = torch.randn(2, 3, 32), []

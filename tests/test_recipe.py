@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
@@ -151,6 +152,14 @@ def test_an_interrupted_save_leaves_the_old_file(model, tmp_path, monkeypatch):
 def test_a_recipe_is_not_saved_in_a_folder_that_is_not_there(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         SteeringRecipe.of(model, Inject(3, 1.0)).save(tmp_path / "nowhere" / "fix.json")
+
+
+def test_a_recipe_takes_over_lists_and_recipes(model, tmp_path):
+    quiet = SteeringRecipe.of(model, Suppress(4))
+    recipe = SteeringRecipe.of(model, [Inject(3, 1.0)], quiet, effect={"recited": np.float32(0.5)})
+    assert recipe.operations == (Inject(3, 1.0), Suppress(4))
+    recipe.save(tmp_path / "both.json")
+    assert SteeringRecipe.load(tmp_path / "both.json").effect == {"recited": 0.5}
 
 
 def test_a_file_that_is_no_text_is_no_recipe(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from generation_model import PAD, make_model, make_prompt
 from steering_cases import OPERATIONS
+from steerling_hf.modeling import steered_steerling
 from steerling_hf.modeling.cache_steerling import SteerlingCache
 from steerling_hf.modeling.steering_steerling import (
     Amplify,
@@ -144,6 +145,17 @@ def test_rows_with_steering_of_their_own_equal_their_single_runs(model, way, sam
         assert torch.equal(together.step_map[rows, -length:], alone.step_map), number
 
 
+def test_a_row_that_has_ended_is_not_steered_any_more(model):
+    prompts = make_prompt(9, rows=2)
+    # From left to right, so that a row ends at the step that writes its end.
+    settings = {"max_new_tokens": 24, "steering": Inject(3, 5.0), "unmasking": lambda _, count: torch.arange(count)}
+    end = int(model.generate(prompts, **settings)[0, 12])
+    output = generate(model, prompts, eos_token_id=end, cache_implementation="static", **settings)
+    first, second = (int(trace.step_map.max()) for trace in output.traces)
+    assert first < second
+    assert max(touch.step for touch in output.steering if touch.row == 0) == first
+
+
 def test_rows_keep_the_order_and_number_of_their_operations(model):
     """What rows have in common is attached once, but not at the cost of either."""
     scale, set_one = SetConcepts(3, 0.3, mode="scale"), SetConcepts(3, 1.0)
@@ -202,6 +214,14 @@ def test_conditions_hold_in_rows_whose_prompt_shows_the_concept(model, concept, 
     with model.steer(Inject(9, 50.0)):  # what the unsteered model sees decides
         report = generate(model, ids, steering=operation, **settings).steering
         assert {touch.row for touch in report} == {row for row, holds in enumerate(held) if holds}
+
+
+def test_conditions_are_weighed_in_every_row_however_many_at_a_time(model, monkeypatch):
+    settings = {"max_new_tokens": 4, "steering": Inject(3, 30.0, condition=Condition(3, 1e-6))}
+    whole = generate(model, make_prompt(9, rows=5), **settings).steering
+    monkeypatch.setattr(steered_steerling, "POSITIONS", 20)  # two rows
+    parts = generate(model, make_prompt(9, rows=5), **settings).steering
+    assert {touch.row for touch in parts} == {touch.row for touch in whole} == {1, 2, 3, 4}
 
 
 def test_a_condition_in_forward_looks_at_what_is_not_masked(model):

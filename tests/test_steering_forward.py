@@ -90,6 +90,13 @@ def test_masks_that_are_padding_are_not_reached(model):
     assert {touch.row for touch in handle.report} == {0}
 
 
+def test_padding_of_clean_rows_is_not_reached(model):
+    ids = torch.nn.functional.pad(ROWS[1:], (0, 4), value=PAD)
+    with torch.no_grad(), model.steer(Inject(3, 30.0, **CLEAN), SuppressTokens(3, **CLEAN)) as handle:
+        model(ids, attention_mask=(ids != PAD).long())
+    assert {touch.position for touch in handle.report} == set(range(16))
+
+
 KEPT = [3, 16, torch.tensor([14, 3, 0]), torch.tensor([-1]), torch.arange(15, -1, -1)]
 
 
@@ -140,6 +147,14 @@ def test_positions_go_on_behind_a_cache(model):
     with torch.no_grad(), model.steer(window):
         positions = torch.arange(16)[None]
         assert torch.equal(model(ROWS[:1], position_ids=positions).logits, whole)
+
+
+def test_windows_of_clean_rows_count_on_behind_a_cache(model):
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), model.steer(Inject(3, 30.0, window=(10, 12), **CLEAN)) as handle:
+        model(ROWS[1:, :8], past_key_values=cache, use_cache=True)
+        model(ROWS[1:, 8:], past_key_values=cache, use_cache=True)
+    assert {touch.position for touch in handle.report} == {10, 11}
 
 
 def test_conditions_need_the_whole_text(model):
@@ -247,6 +262,7 @@ def test_a_report_has_every_undecided_position_of_every_step(model, settings):
     assert sizes["Inject"] == {4.0}
     assert list(sizes["SuppressTokens"]) == pytest.approx([2 * float(promoted)])
     assert min(sizes["SetConcepts"]) > 0
+    assert len(output.steering) == len(touches)
 
 
 def test_a_report_has_the_size_of_each_change(model):

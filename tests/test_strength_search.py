@@ -5,7 +5,7 @@ import torch
 
 from steerling_hf import Amplify, Inject, SetConcepts, search_strength
 from steerling_hf.fluency import text_fluency
-from steerling_hf.strength_search import StrengthTable, StrengthTrial
+from steerling_hf.strength_search import StrengthTable, StrengthTrial, _text_mask
 
 SETTINGS = {"max_new_tokens": 12, "do_sample": False}
 
@@ -75,6 +75,23 @@ def test_fluency_is_the_mean_log_probability_of_masked_tokens(model):
     padded = torch.nn.functional.pad(ids, (3, 0), value=8193)
     marks = torch.nn.functional.pad(written, (3, 0), value=-1)
     assert text_fluency(model, padded, marks) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_fluency_masks_every_eighth_token_at_once(model):
+    ids, found = torch.arange(10, 31)[None], []
+    for place in range(21):
+        masked = ids.clone()
+        masked[0, place % 8 :: 8] = model.config.mask_token_id
+        with torch.no_grad():
+            found.append(float(model(masked).logits[0, place].log_softmax(-1)[ids[0, place]]))
+    assert text_fluency(model, ids, torch.ones_like(ids)) == pytest.approx(sum(found) / 21, abs=1e-5)
+
+
+def test_only_what_was_written_counts_for_fluency(model):
+    pad = model.config.pad_token_id
+    prompt = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    output = torch.tensor([[pad, 5, 6, 7, 8], [1, 2, 3, 9, pad]])
+    assert _text_mask(model, prompt, output).tolist() == [[-1, 0, 0, 1, 1], [0, 0, 0, 1, -1]]
 
 
 def test_a_steered_model_is_no_judge_of_fluency(model, tokenizer):

@@ -91,6 +91,9 @@ def test_kinds_filters_and_groups(kind, index, capsys, tmp_path):
         (['metadata["year"] > 2002'], {2, 3}),
         (["topic=garden", 'metadata["year"] < 2003 or metadata["year"] > 2003'], {1}),
         (["topic=nothing"], set()),
+        (["topic=NaN"], set()),
+        (['source="a.txt"'], {1, 2}),
+        (['source="a.txt"', "source=b.txt"], {1, 2, 3}),
     ],
 )
 def test_conditions(conditions, found, index, capsys):

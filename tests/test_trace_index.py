@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
@@ -151,11 +152,12 @@ def test_filters_and_groups(uri, model, tokenizer):
                 {"topic": ["law", HOSTILE], "year": [2001]},
                 lambda d: d["topic"] in ("law", HOSTILE) and d["year"] == 2001,
             ),
+            ({"year": [np.int64(2001), np.float64(2005)]}, lambda d: d["year"] in (2001, 2005)),
             ({"source": ["file 1", "file 4"]}, lambda d: d["source"] in ("file 1", "file 4")),
             ('metadata["year"] > 2007', lambda d: d["year"] > 2007),
         ]:
             for kind in ("dense", "sparse", "hybrid"):
-                found = index.trace(model, tokenizer, QUERIES[0], k=60, kind=kind, where=where)
+                found = index.trace(model, tokenizer, QUERIES[0], k=np.int64(60), kind=kind, where=where)
                 assert {hit.text for hit in found.hits} == {d["text"] for d in DOCUMENTS if keep(d)}
         trace = index.trace(model, tokenizer, QUERIES[0], k=20)
         assert sum(source.share for source in trace.sources) == pytest.approx(1)
@@ -403,6 +405,7 @@ def test_queries_that_are_refused(tmp_path, model, tokenizer):
             ({"text": 5}, "give a string or a list of strings"),
             ({"where": "topic ==== 1"}, "cannot search with `where` 'topic ==== 1'"),
             ({"where": {"topic": None}}, "`where` has None for 'topic'"),
+            ({"where": ["topic"]}, r"`where` is \['topic'\]: give values by field"),
             ({"where": {"topic": []}}, r"`where` has \[\] for 'topic'"),
         ]:
             with pytest.raises(ValueError, match=message):
