@@ -1,5 +1,7 @@
 """Configuration of Steerling, the interpretable block-causal masked-diffusion language model."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 CONCEPT_KEYS_RENAMED = {"block_size": "concept_block_size"}
@@ -222,7 +224,7 @@ def _is_integer(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _fail(key: str, value, remedy: str):

@@ -91,8 +91,7 @@ def measure_belief(
             strength = strength / strength.max().clamp(min=1e-12)
             for _ in range(draws):
                 embeddings += [
-                    _softened(embeddings[0][:1], replaying, kept, generator)
-                    for kept in (1 - strength, strength)
+                    _softened(embeddings[0][:1], replaying, kept, generator) for kept in (1 - strength, strength)
                 ]
                 names += ["soft_comprehensiveness", "soft_sufficiency"]
             probabilities = _probabilities(

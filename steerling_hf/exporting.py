@@ -136,7 +136,6 @@ def _from_folder(source: str | os.PathLike[str], weights: str | os.PathLike[str]
     ours = os.fspath(source) in checkpoint_names()
     folder = Path(checkpoint(os.fspath(source)) if ours else source)
     config = _read_config(folder)
-    tokenizer = None
     if ours or (folder / SteerlingTokenizer.vocab_files_names["vocab_file"]).is_file():
         tokenizer = SteerlingTokenizer.from_pretrained(folder)
     else:  # The released folders' own tokenizer has no vocabulary file, so ours with the same ids takes its place.

@@ -95,6 +95,8 @@ IMPOSSIBLE = [
     ("concept_block_size", 0),
     ("pad_multiple", 0),
     ("known_loss_coef", -0.1),
+    ("known_loss_coef", float("nan")),
+    ("norm_eps", float("inf")),
     ("mask_token_id", 8200),
     ("mask_token_id", None),
     ("pad_token_id", -1),
