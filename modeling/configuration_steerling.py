@@ -147,7 +147,7 @@ class SteerlingConfig(PreTrainedConfig):
     @property
     def n_discovered(self) -> int:
         """Discovered concepts, of which there are none without their head."""
-        return (self.n_unknown_concepts or 0) if self.use_unknown else 0
+        return (self.n_unknown_concepts or 0) if self.interpretable and self.use_unknown else 0
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -25,6 +25,14 @@ from .outputs_steerling import SteerlingConcepts, SteerlingOutput
 # Of more concepts than these, some are most likely among a position's strongest, and their head is scored as a whole anyway.
 FEW_CONCEPTS = 64
 
+# Arguments that the loss would ignore, and why it cannot take them.
+NOT_WITH_LABELS = {
+    "position_ids": "a row of training is one text from its first position on, and texts packed into a row would see each other",
+    "past_key_values": "a row of training is computed as a whole",
+    "inputs_embeds": "training masks tokens, so it needs `input_ids`; in place of prompt tuning, which brings embeddings, use LoRA",
+    "output_concepts": "training returns its losses alone",
+}
+
 
 class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
     """Steerling with its concept heads: loss, logits, concepts and `generate`."""
@@ -69,7 +77,8 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         **kwargs,
     ) -> None:
         """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
-        if not self.config.interpretable:
+        # With adapters the library picks theirs from the model itself.
+        if not self.config.interpretable and not getattr(self, "_hf_peft_config_loaded", False):
             prefix = f"{self.base_model_prefix}."
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
@@ -123,17 +132,10 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             ValueError: An argument has the wrong shape or values; the message says which.
         """
         if labels is not None:
-            elsewhere = {
-                "position_ids": position_ids,
-                "past_key_values": past_key_values,
-                "inputs_embeds": inputs_embeds,
-            }
-            for name, given in {**elsewhere, "output_concepts": output_concepts or None}.items():
+            beside = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+            for name, given in {**beside, "output_concepts": output_concepts or None}.items():
                 if given is not None:
-                    raise ValueError(
-                        f"`{name}` with `labels` would change nothing: a row of training is one text from its first position on "
-                        "(texts that are packed into one row see each other), and gives its losses alone. Leave it out."
-                    )
+                    raise ValueError(f"`{name}` cannot be given with `labels`: {NOT_WITH_LABELS[name]}.")
             return self._training_forward(
                 noise_batch(self.config, input_ids, labels, attention_mask, noise_mask, noisy_context),
                 concept_labels,

@@ -171,8 +171,8 @@ def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
 
 
 def _check_fluency(model: Any) -> None:
-    if getattr(model.config, "mask_token_id", None) is None:
-        raise ValueError("`model` has no mask token, so its pseudo-perplexity cannot be measured: give `broken`.")
+    if getattr(model.config, "mask_token_id", None) is None or not hasattr(model, "compute_logits"):
+        raise ValueError("`model` is no Steerling model, so its pseudo-perplexity cannot be measured: give `broken`.")
     if getattr(model, "_steering", None) is not None:
         raise ValueError(
             "`model` is steered, but pseudo-perplexity is that of the unsteered model: give its steering as a condition, or `broken`."
@@ -283,7 +283,7 @@ def _generate(
     if way.steering is not None:
         per_prompt = isinstance(way.steering, list)
         steering["steering"] = [way.steering[number] for number in numbers] if per_prompt else way.steering
-    output = way.model.generate(**inputs, **steering, **{"tokenizer": tokenizer, **options}).tolist()
+    output = way.model.generate(**inputs, **steering, **options).tolist()
     width = inputs["input_ids"].shape[1]
     ends = options.get("eos_token_id", way.model.generation_config.eos_token_id)
     ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}

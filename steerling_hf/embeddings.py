@@ -251,7 +251,8 @@ def rows_of(
         check_positive("max_length", max_length)
         if max_length > longest:
             raise ValueError(f"`max_length` is {max_length}: the model's context holds no more than {longest} tokens.")
-    return encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, max_length)
+    remedy = "split the text, or give `max_length` to read no more than its beginning"
+    return encode_texts(model, tokenizer, [texts] if isinstance(texts, str) else texts, max_length, remedy=remedy)
 
 
 def batches_of_states(

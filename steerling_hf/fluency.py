@@ -12,7 +12,7 @@ FOLDS = 8
 def text_fluency(model: Any, ids: torch.Tensor, written: torch.Tensor) -> float:
     """
     Mean log-probability in nats of the tokens (B, T) of `ids` where `written` (B, T) is 1, each predicted from all other
-    tokens but every 8th: a pseudo-likelihood (Salazar et al. 2020, arXiv:1910.14659) in 8 passes. 0 and below; what
+    tokens but every 8th under a `SteerlingForDiffusionLM`: a pseudo-likelihood (Salazar et al. 2020, arXiv:1910.14659) in 8 passes. 0 and below; what
     `written` marks with -1 is padding.
     """
     total, count = 0.0, 0

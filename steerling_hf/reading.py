@@ -1,6 +1,6 @@
 """Texts that a model reads: as rows of tokens, in evaluation mode, without gradients, in padded batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,12 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 
 
 def encode_texts(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int | None = None, name: str = "texts"
+    model: Any,
+    tokenizer: Any,
+    texts: Iterable[str],
+    max_length: int | None = None,
+    name: str = "texts",
+    remedy: str = "split the text",
 ) -> list[list[int]]:
     """
     The tokens of each text, of a length that the model can read.
@@ -44,23 +49,24 @@ def encode_texts(
         texts: Text as the tokenizer takes it; special tokens may be written out.
         max_length: Tokens that are kept of a longer text, up to the model's context.
         name: What error messages call the texts.
+        remedy: What they say to do about one that is too long.
 
     Raises:
         ValueError: Something is no text, has no tokens, or has more than the context holds while no `max_length` is given.
     """
+    texts = list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
     if not texts:
         return []
     longest = model.config.block_size
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     for i, (text, row) in enumerate(zip(texts, rows)):
         if not row:
             raise ValueError(f"`{name}[{i}]` is {text!r:.80}, which has no tokens: leave empty texts out.")
         if max_length is None and len(row) > longest:
             raise ValueError(
-                f"`{name}[{i}]` has {len(row)} tokens ({text!r:.80}), and the model's context holds {longest}: split the "
-                "text, or have no more than its beginning read (`max_length` of `embed`)."
+                f"`{name}[{i}]` has {len(row)} tokens ({text!r:.80}), and the model's context holds {longest}: {remedy}."
             )
     return [row[:max_length] for row in rows]
 
@@ -80,21 +86,27 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, Mapping):
         ids = prompt.get("input_ids")
-    elif isinstance(prompt, Sequence) and any(isinstance(part, Mapping) for part in prompt):
+    elif isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
         ids = chat_inputs(tokenizer, prompt)["input_ids"]
     else:
         ids = prompt
+    cause: Exception | None = None
     try:
         given = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
+        cause = error
+    if cause is not None or (given.numel() and (given.is_floating_point() or given.dtype == torch.bool)):
         raise ValueError(
             f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
-        ) from error
-    if not given.numel():
-        raise ValueError("`prompt` is empty: give a text, token ids or messages.")
-    if given.dim() == 0 or given.dim() > 2 or (given.dim() == 2 and len(given) != 1):
+        ) from cause
+    if given.dim() == 0 or given.dim() > 2 or (given.dim() == 2 and len(given) > 1):
         raise ValueError(f"`prompt` has the shape {tuple(given.shape)}: give (T,) or (1, T) token ids.")
-    return [int(token) for token in given.flatten().tolist()]
+    given = given.flatten()
+    if isinstance(prompt, Mapping) and prompt.get("attention_mask") is not None:
+        given = given[torch.as_tensor(prompt["attention_mask"]).flatten().bool()]
+    if not len(given):
+        raise ValueError("`prompt` is empty: give a text, token ids or messages.")
+    return given.tolist()
 
 
 def hidden_states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -26,7 +26,7 @@ def expression(where: str | Mapping[str, Any] | None) -> str:
     for name, value in where.items():
         several = isinstance(value, list | tuple | set)
         # NumPy's numbers as Python's, which JSON knows.
-        values = [one.item() if hasattr(one, "item") else one for one in (value if several else [value])]
+        values = [one.item() if getattr(one, "ndim", None) == 0 else one for one in (value if several else [value])]
         if not values or not all(isinstance(one, str | bool | int | float) for one in values):
             raise ValueError(f"`where` has {value!r} for {name!r}: give a string, a number, or a list of these.")
         place = name if name in ("source", "text") else f"metadata[{json.dumps(name, ensure_ascii=False)}]"

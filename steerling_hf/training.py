@@ -164,12 +164,16 @@ def _unpadded(example: Mapping[str, Any]) -> dict[str, Any]:
     mask = example.get("attention_mask")
     if mask is None:
         return dict(example)
-    text = [place for place, real in enumerate(mask) if real]
-    columns = {name: example.get(name) for name in ("input_ids", "labels", "concept_labels")}
+    names = ("input_ids", "labels", "concept_labels")
+    columns = {name: example[name] for name in names if example.get(name) is not None}
     for name, values in columns.items():
-        if values is not None and len(values) != len(mask):
+        if len(values) != len(mask):
             raise ValueError(f"`attention_mask` of an example has length {len(mask)}; `{name}` has {len(values)}.")
-    return {name: None if values is None else [values[i] for i in text] for name, values in columns.items()}
+    real = torch.as_tensor(mask).bool()
+    if real.dim() != 1 or real.all():
+        return dict(example)
+    text = real.nonzero()[:, 0].tolist()
+    return {name: [values[i] for i in text] for name, values in columns.items()}
 
 
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:

@@ -40,7 +40,6 @@ def test_a_split_between_cpu_and_disk(on_disk, saved, tmp_path, library_warnings
         "transformer.tok_emb": "cpu",
         "transformer.lm_head": "cpu",
         "transformer.ln_f": "cpu",
-        "transformer.rotary_emb": "cpu",
         "transformer.blocks": "cpu",
         "known_head": "disk" if on_disk == "heads" else "cpu",
         "unknown_head": "disk" if on_disk == "heads" else "cpu",

@@ -118,6 +118,16 @@ def test_an_answer_ends_with_the_end_token_and_shows_no_control_tokens(model, to
     assert report.records[0].answer == tokenizer.decode([word]).strip()
 
 
+def test_another_models_generate_gets_what_all_of_them_take(model, tokenizer, monkeypatch):
+    own = model.generate
+
+    def generate(input_ids, attention_mask, max_new_tokens, do_sample):
+        return own(input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert evaluate(model, tokenizer)["base"].errors == 0
+
+
 def test_a_chat_message_cannot_forge_control_tokens(model, tokenizer, monkeypatch):
     rows = []
     generate = model.generate
@@ -409,6 +419,10 @@ def test_wrong_arguments_are_told_before_any_work(changes, message, model, token
 
 
 def test_models_that_cannot_be_measured_are_told(model, tokenizer, tiny_model):
+    other = torch.nn.Module()
+    other.config, other.generate = model.config, model.generate
+    with pytest.raises(ValueError, match="`model` is no Steerling model, so its pseudo-perplexity cannot be measured"):
+        evaluate(other, tokenizer, broken=None)
     with pytest.raises(ValueError, match="'tuned' is in training mode"):
         evaluate(model, tokenizer, {"base": None, "tuned": tiny_model().train()})
     with model.steer(STEER), pytest.raises(ValueError, match="`model` is steered, but pseudo-perplexity"):

@@ -238,7 +238,7 @@ def test_heads_that_are_not_there(tiny_model, catalog, tokenizer):
         with pytest.raises(ValueError, match="`head` is 'unknown', which `model` does not have; choose one of known"):
             call()
     with pytest.raises(ValueError, match="`model` has no concept heads"):
-        catalog.active_in(tiny_model(interpretable=False), tokenizer, TEXTS)
+        names.active_in(tiny_model(interpretable=False), tokenizer, TEXTS)
 
 
 def test_labels_of_another_model_are_refused(tiny_model, catalog, tokenizer):

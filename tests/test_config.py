@@ -156,6 +156,11 @@ def test_a_value_set_later_is_checked_before_a_model_is_built(tiny_model, tiny_c
         type(tiny_model())(config)
 
 
+def test_discovered_concepts_need_their_head(tiny_config):
+    assert tiny_config(n_unknown_concepts=30).n_discovered == 30
+    assert tiny_config(use_unknown=False).n_discovered == tiny_config(interpretable=False).n_discovered == 0
+
+
 def test_heads_that_do_not_exist_are_not_checked(tiny_config):
     tiny_config(use_unknown=False, n_unknown_concepts=None)
     tiny_config(interpretable=False, n_concepts=0)

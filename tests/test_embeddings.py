@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reference.cases import case_named, make_input, make_weights, recorded_positions
@@ -109,6 +110,13 @@ def test_one_text_no_texts_and_texts_cut_short(tiny_model, tokenizer):
 
 def refuse(*args, **kwargs):
     raise AssertionError("this module was not needed")
+
+
+def test_texts_come_in_any_collection(tiny_model, tokenizer):
+    model, texts = tiny_model(), ["Rain.", "The gardener watered the new rose."]
+    expected = embed(model, tokenizer, texts)
+    for same in (np.array(texts), (text for text in texts), dict.fromkeys(texts)):
+        assert torch.equal(embed(model, tokenizer, same), expected)
 
 
 def test_only_the_heads_that_a_kind_needs_run(tiny_model, tokenizer, monkeypatch):

@@ -171,6 +171,10 @@ def test_prompts_of_every_kind(made):
             tokenizer(PROMPT, return_tensors="pt")["input_ids"],
         ),
         (messages, chat, [chat["input_ids"]]),
+        *(
+            (PROMPT, tokenizer(PROMPT, padding="max_length", max_length=9, padding_side=side, return_tensors="pt"))
+            for side in ("left", "right")
+        ),
     ):
         first, *others = (explain(model, tokenizer, prompt, inputs=False, max_new_tokens=3) for prompt in same)
         assert all(other.prompt == first.prompt and other.answer == first.answer for other in others)
@@ -198,6 +202,8 @@ def test_what_explain_refuses(made):
         ("The<|mask|> watered", "`prompt` has gaps"),
         ([], "`prompt` is empty"),
         ([["The"]], "`prompt` is .*: give one text, token ids"),
+        ([1.5, 2.5], r"`prompt` is \[1.5, 2.5\]: give one text, token ids"),
+        ([{"role": "user", "content": "Hi"}, "The"], "`prompt` is .*: give one text, token ids"),
     ):
         with pytest.raises(ValueError, match=message):
             explain(model, tokenizer, prompt, max_new_tokens=2)

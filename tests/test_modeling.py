@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from steerling_hf.modeling import concepts_steerling
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -256,6 +256,21 @@ def test_padded_rows_of_a_table_never_take_part(tiny_model, ids):
     torch.testing.assert_close(concepts.known_features, expected.known_features)
 
 
+def test_adapters_of_a_bare_backbone_are_left_to_the_library(tiny_model, tmp_path, monkeypatch):
+    """Which picks their weights from the model's own names, and finds none among renamed ones."""
+    given = []
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda self, folder, main=True, weights=None: given.append(weights)
+    )
+    model = tiny_model(interpretable=False)
+    model.save_pretrained(tmp_path)
+    model._hf_peft_config_loaded = True  # as add_adapter() leaves it
+    model.save_pretrained(tmp_path)
+    renamed, own = given
+    assert "tok_emb.weight" in renamed
+    assert own is None
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_bare_backbone_has_no_heads_and_no_prefix(tied, tiny_model, ids, tmp_path):
     model = tiny_model(interpretable=False, weight_sharing=tied)
@@ -287,18 +302,23 @@ def test_concept_labels_need_labels(tiny_model, ids):
 
 
 @pytest.mark.parametrize(
-    "name", ["position_ids", "past_key_values", "inputs_embeds", "output_concepts"], ids=lambda name: name
+    ("name", "reason"),
+    [
+        ("position_ids", "texts packed into a row would see each other"),
+        ("past_key_values", "computed as a whole"),
+        ("inputs_embeds", "in place of prompt tuning.*use LoRA"),
+        ("output_concepts", "losses alone"),
+    ],
 )
-def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name):
-    """Packed rows, for one, would train as if their texts were one."""
+def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name, reason):
     given = {
         "position_ids": torch.arange(ids.shape[1])[None],
         "past_key_values": DynamicCache(),
         "inputs_embeds": torch.zeros(*ids.shape, 32),
         "output_concepts": True,
     }
-    with pytest.raises(ValueError, match=f"`{name}` with `labels` would change nothing.*Leave it out"):
-        tiny_model()(ids, labels=ids, **{name: given[name]})
+    with pytest.raises(ValueError, match=f"`{name}` cannot be given with `labels`: .*{reason}"):
+        tiny_model()(None if name == "inputs_embeds" else ids, labels=ids, **{name: given[name]})
 
 
 def test_half_precision_does_not_round_positions(tiny_model):

@@ -405,6 +405,10 @@ def test_queries_that_are_refused(tmp_path, model, tokenizer):
             ({"text": 5}, "give a string or a list of strings"),
             ({"where": "topic ==== 1"}, "cannot search with `where` 'topic ==== 1'"),
             ({"where": {"topic": None}}, "`where` has None for 'topic'"),
+            (
+                {"where": {"topic": np.array([1, 2])}},
+                r"`where` has array\(\[1, 2\]\) for 'topic': give a string, a number",
+            ),
             ({"where": ["topic"]}, r"`where` is \['topic'\]: give values by field"),
             ({"where": {"topic": []}}, r"`where` has \[\] for 'topic'"),
         ]:

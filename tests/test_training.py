@@ -42,6 +42,11 @@ def test_padding_of_examples_is_no_text(config, tokenizer, side):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_rows_of_a_tokenizer_that_returns_tensors_are_told(config, tokenizer):
+    with pytest.raises(ValueError, match=r"`input_ids` of an example have shape \(1, 3\)"):
+        DiffusionCollator(config)([dict(tokenizer("Rain.", return_tensors="pt"))])
+
+
 def test_an_attention_mask_of_another_length(config):
     with pytest.raises(ValueError, match="`attention_mask` of an example has length 2; `input_ids` has 3"):
         DiffusionCollator(config)([{"input_ids": [1, 2, 3], "attention_mask": [1, 1]}])

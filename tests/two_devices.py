@@ -18,7 +18,6 @@ FIRST, SECOND = "virtual:0", "virtual:1"
 MAPS = {
     "heads apart": {
         "transformer.tok_emb": FIRST,
-        "transformer.rotary_emb": FIRST,
         "transformer.blocks": FIRST,
         "transformer.ln_f": FIRST,
         "transformer.lm_head": SECOND,
@@ -27,7 +26,6 @@ MAPS = {
     },
     "blocks apart": {
         "transformer.tok_emb": FIRST,
-        "transformer.rotary_emb": FIRST,
         "transformer.blocks.0": FIRST,
         "transformer.blocks.1": SECOND,
         "transformer.ln_f": SECOND,
