@@ -52,7 +52,7 @@ class Canvas:
         steps: int | None = None,
         aligned: bool = False,
     ):
-        self.index, self.prompt, self.grid, self.mask_token = index, len(prompt), grid, mask_token
+        self.index, self.prompt_length, self.grid, self.mask_token = index, len(prompt), grid, mask_token
         self.tokens = torch.cat([prompt, prompt.new_full((new_tokens,), mask_token)])
         self.undecided = self.tokens == mask_token
         self.given = ~self.undecided
@@ -63,15 +63,15 @@ class Canvas:
         self.cached = 0  # first positions whose keys and values are final
         self.computed = 0  # first positions whose keys, values and hidden states are those of the present tokens
         self.forwards = 0
-        self._judged = self.prompt  # as far as stopping criteria have seen the row
+        self._judged = self.prompt_length  # as far as stopping criteria have seen the row
 
     def _plan(self, steps: int, aligned: bool) -> list[Block]:
         edges = []
-        for start in range(0, self.prompt, self.grid):
-            stop = min(start + self.grid, self.prompt)
+        for start in range(0, self.prompt_length, self.grid):
+            stop = min(start + self.grid, self.prompt_length)
             if self.undecided[start:stop].any():
                 edges.append((start, stop))
-        start = self.prompt
+        start = self.prompt_length
         while start < len(self.tokens):
             stop = start + self.grid - (start % self.grid if aligned else 0)
             edges.append((start, min(stop, len(self.tokens))))
@@ -98,7 +98,7 @@ class Canvas:
     @property
     def final(self) -> int:
         """Number of first positions in attention blocks that are decided altogether."""
-        return self.decided // self.grid * self.grid
+        return self.decided_prefix // self.grid * self.grid
 
     @property
     def visible(self) -> int:
@@ -139,7 +139,7 @@ class Canvas:
         end = self._end_token(ends)
         self.undecided[end:] = False
         if criteria is not None:
-            for length in range(self._judged + 1, min(self.decided, end) + 1):
+            for length in range(self._judged + 1, min(self.decided_prefix, end) + 1):
                 self._judged = length
                 if bool(criteria(self.tokens[None, :length], None).all()):
                     self.finish(length)
@@ -154,7 +154,7 @@ class Canvas:
         self.blocks, self.length = [], length
 
     @property
-    def decided(self) -> int:
+    def decided_prefix(self) -> int:
         """Number of first positions before the first undecided one."""
         undecided = self.undecided.nonzero()
         return int(undecided[0]) if len(undecided) else len(self.tokens)
@@ -163,8 +163,8 @@ class Canvas:
         """Length of the text with the first end token among the new positions."""
         if ends is None:
             return len(self.tokens)
-        found = torch.isin(self.tokens[self.prompt :], ends).nonzero()
-        return self.prompt + int(found[0]) + 1 if len(found) else len(self.tokens)
+        found = torch.isin(self.tokens[self.prompt_length :], ends).nonzero()
+        return self.prompt_length + int(found[0]) + 1 if len(found) else len(self.tokens)
 
 
 class Rows:
@@ -196,12 +196,12 @@ class Rows:
     ) -> torch.Tensor:
         """(rows, T, ...) of values (T_i, ...) of the positions of each canvas; `padding` (rows, W) has those of the padding."""
         start = -self.width if start is None else start
-        stop = max(canvas.length - canvas.prompt for canvas in self.canvases) if stop is None else stop
+        stop = max(canvas.length - canvas.prompt_length for canvas in self.canvases) if stop is None else stop
         result = values[0].new_full((len(values), self.width + stop, *values[0].shape[1:]), filler)
         if padding is not None:
             result[:, : self.width] = padding
         for row, canvas, own in zip(result, self.canvases, values):
-            first, last = self.width - canvas.prompt, min(canvas.length, canvas.prompt + stop)
+            first, last = self.width - canvas.prompt_length, min(canvas.length, canvas.prompt_length + stop)
             row[first : first + last] = own[:last]
         return result[:, self.width + start :]
 

@@ -82,7 +82,7 @@ def unmask(
             place += len(positions)
             canvas.advance(decisions.ends, decisions.criteria)
             if decisions.deadline is not None and time.monotonic() >= decisions.deadline:
-                canvas.finish(max(canvas.prompt, min(canvas.decided, canvas.length)))
+                canvas.finish(max(canvas.prompt_length, min(canvas.decided_prefix, canvas.length)))
         stream.show(canvases)
 
 
@@ -116,7 +116,7 @@ def _process(
     # In place: logits are large, and nobody needs them as they were.
     logits.index_fill_(-1, decisions.forbidden, -torch.inf)
     if decisions.ends is not None:  # which would end nothing inside a prompt
-        inside = torch.cat([positions < canvas.prompt for canvas, positions in zip(canvases, masked)]).nonzero()
+        inside = torch.cat([positions < canvas.prompt_length for canvas, positions in zip(canvases, masked)]).nonzero()
         logits[inside.to(logits.device), decisions.ends.to(logits.device)] = -torch.inf
     return logits
 
@@ -174,7 +174,7 @@ class BlockStream:
         if self.shown is None:
             self.streamer.put(self.rows.tokens(stop=0))
             self.shown = 0
-        longest = max(canvas.length - canvas.prompt for canvas in canvases)
+        longest = max(canvas.length - canvas.prompt_length for canvas in canvases)
         complete = min(complete, longest)
         if complete > self.shown:
             self.streamer.put(self.rows.tokens(self.shown, complete))
@@ -187,7 +187,9 @@ class BlockStream:
 
 def _complete(canvas: Canvas) -> int:
     """New positions that are complete in a row; those behind its end are, and negative while its prompt is not."""
-    return len(canvas.tokens) - canvas.prompt if canvas.finished else canvas.blocks[0].start - canvas.prompt
+    return (
+        len(canvas.tokens) - canvas.prompt_length if canvas.finished else canvas.blocks[0].start - canvas.prompt_length
+    )
 
 
 __all__ = ["BlockStream", "Decisions", "masked_logits", "unmask"]

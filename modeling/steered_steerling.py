@@ -123,7 +123,7 @@ class Steering:
         """Before the first pass: which rows meet the conditions of which operations."""
         same: dict[tuple[int, ...], list[int]] = {}
         for canvas in canvases:
-            same.setdefault(tuple(canvas.tokens[: canvas.prompt].tolist()), []).append(canvas.index)
+            same.setdefault(tuple(canvas.tokens[: canvas.prompt_length].tolist()), []).append(canvas.index)
         prompts = [torch.tensor(prompt) for prompt in same]
         mask = self.model.config.mask_token_id
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
@@ -403,7 +403,9 @@ def operations_by_row(model: Any, steering: Any, rows: int, copies: int) -> list
 
 def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Tensor, masked: torch.Tensor) -> Places:
     """Places of positions (rows, W) or (n,), where each canvas has so many rows, or so many of the n."""
-    facts = torch.tensor([[canvas.index, canvas.prompt, canvas.committed, canvas.forwards] for canvas in canvases])
+    facts = torch.tensor(
+        [[canvas.index, canvas.prompt_length, canvas.committed, canvas.forwards] for canvas in canvases]
+    )
     lines = facts.repeat_interleave(torch.tensor(repeats), dim=0).T
     row, prompt, committed, step = (lines[..., None] if positions.dim() == 2 else lines).expand(-1, *positions.shape)
     return Places(

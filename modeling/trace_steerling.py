@@ -45,7 +45,7 @@ class SteerlingTrace:
         return cls(
             canvas.tokens.clone(),
             canvas.step_map.clone(),
-            canvas.prompt,
+            canvas.prompt_length,
             canvas.length,
             canvas.grid,
             canvas.mask_token,
