@@ -182,7 +182,7 @@ class BlockStream:
         unfinished = [canvas for canvas in canvases if not canvas.finished]
         if unfinished and hasattr(self.streamer, "put_draft"):
             block = unfinished[0].blocks[0]
-            self.streamer.put_draft(self.rows.tokens(self.shown, block.stop - unfinished[0].prompt))
+            self.streamer.put_draft(self.rows.tokens(self.shown, block.stop - unfinished[0].prompt_length))
 
 
 def _complete(canvas: Canvas) -> int:

@@ -148,7 +148,7 @@ def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
     if callable(own):
 
         def checked(logits: torch.Tensor, count: int) -> torch.Tensor:
-            chosen = own(logits, count)
+            chosen = torch.as_tensor(own(logits, count), device=logits.device)
             whole = chosen.dtype == torch.long and chosen.dim() == 1 and 0 < len(chosen.unique()) == len(chosen)
             if not whole or chosen.min() < 0 or chosen.max() >= len(logits):
                 raise ValueError(

@@ -1,11 +1,12 @@
 """Which concepts stand behind the tokens of a text that exists."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from .checks import check_positive
 from .modeling.attribution_steerling import SteerlingAttributions, attribute_logits
 from .modeling.lookup_steerling import device_of
 from .modeling.outputs_steerling import SteerlingConcepts
@@ -31,19 +32,28 @@ def attribute_concepts(
         Attributions of shapes (rows, T) and (rows, T, k) on the CPU, padded with 0 behind each text.
 
     Raises:
-        ValueError: A text has no token or too many, or the model has no concept heads.
+        ValueError: A text has no token or too many, or something is no text; or the model has no concept heads.
     """
     if model.known_head is None:
         raise ValueError(
             "`model` has no concept heads (interpretable=False), so nothing can be attributed to concepts."
         )
+    check_positive("batch_size", batch_size)
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, (str, Iterable)) for text in given):
+        raise ValueError(f"`texts` is {texts!r:.80}: give a text, or a list of texts or of lists of token ids.")
     encoded = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else list(text)
-        for text in ([texts] if isinstance(texts, str) else texts)
+        tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else [int(i) for i in text]
+        for text in given
     ]
     for number, ids in enumerate(encoded):
         if not 0 < len(ids) <= model.config.block_size:
             raise ValueError(f"`texts` has {len(ids)} tokens in text {number}: give 1 to {model.config.block_size}.")
+        if not 0 <= min(ids) <= max(ids) < model.config.vocab_size:
+            raise ValueError(
+                f"`texts` has token ids from {min(ids)} to {max(ids)} in text {number}: the vocabulary's go from 0 to "
+                f"{model.config.vocab_size - 1}."
+            )
     device, longest = device_of(model), max(map(len, encoded), default=0)
     found: list[SteerlingAttributions] = []
     for start in tqdm(range(0, len(encoded), batch_size), desc="attributing", disable=not progress):

@@ -245,8 +245,15 @@ def test_attribution_of_given_texts_sums_up_and_does_not_depend_on_the_batch(mad
 
 def test_given_texts_are_checked(made, tiny_model):
     model, tokenizer, _ = made
-    with pytest.raises(ValueError, match=r"`texts` has 0 tokens in text 1"):
-        attribute_concepts(model, tokenizer, ["a", ""])
+    for texts, message in (
+        (["a", ""], "`texts` has 0 tokens in text 1"),
+        ([1, 2], r"`texts` is \[1, 2\]: give a text, or a list of texts or of lists of token ids"),
+        ([[1, 99_999]], "`texts` has token ids from 1 to 99999 in text 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attribute_concepts(model, tokenizer, texts)
+    with pytest.raises(ValueError, match="`batch_size` is 0: choose 1 or more"):
+        attribute_concepts(model, tokenizer, "a", batch_size=0)
     with pytest.raises(ValueError, match=r"no concept heads"):
         attribute_concepts(tiny_model(interpretable=False), tokenizer, "a")
 

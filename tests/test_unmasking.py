@@ -211,14 +211,16 @@ def leftmost(logits, count):
 
 
 def test_a_rule_of_the_users_own(model):
-    output = generate(model, make_prompt(9), max_new_tokens=12, unmasking=leftmost)
-    assert output.step_map[0, 9:].tolist() == list(range(12))
+    for rule in (leftmost, lambda logits, count: list(range(count))):
+        output = generate(model, make_prompt(9), max_new_tokens=12, unmasking=rule)
+        assert output.step_map[0, 9:].tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
     "chosen",
     [
         torch.empty(0, dtype=torch.long),
+        [],
         torch.tensor([0, 0]),
         torch.tensor([True] * 8),
         torch.tensor([[0]]),
