@@ -187,9 +187,8 @@ class BlockStream:
 
 def _complete(canvas: Canvas) -> int:
     """New positions that are complete in a row; those behind its end are, and negative while its prompt is not."""
-    return (
-        len(canvas.tokens) - canvas.prompt_length if canvas.finished else canvas.blocks[0].start - canvas.prompt_length
-    )
+    stop = len(canvas.tokens) if canvas.finished else canvas.blocks[0].start
+    return stop - canvas.prompt_length
 
 
 __all__ = ["BlockStream", "Decisions", "masked_logits", "unmask"]

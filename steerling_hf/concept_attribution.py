@@ -40,7 +40,7 @@ def attribute_concepts(
         )
     check_positive("batch_size", batch_size)
     given = [texts] if isinstance(texts, str) else list(texts)
-    if not all(isinstance(text, (str, Iterable)) for text in given):
+    if not all(isinstance(text, Iterable) for text in given):
         raise ValueError(f"`texts` is {texts!r:.80}: give a text, or a list of texts or of lists of token ids.")
     encoded = [
         tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else [int(i) for i in text]
