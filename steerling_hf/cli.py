@@ -156,7 +156,7 @@ def _explain(options: argparse.Namespace) -> None:
     explanation = explain(
         model,
         tokenizer,
-        loading.encode(tokenizer, options.text, options.chat)["input_ids"],
+        [{"role": "user", "content": options.text}] if options.chat else options.text,
         by=options.by,
         catalog=loading.catalog_of(model),
         inputs=options.inputs,

@@ -10,7 +10,7 @@ from .auditing import audit
 from .catalog import ConceptCatalog
 from .checkpoints import checkpoint
 from .explaining import explain
-from .loading import catalog_of, encode, load, write_on
+from .loading import catalog_of, load, write_on
 from .outlines import audit_outline, explanation_outline, remedies_outline
 
 REPORT, AUDIT_REPORT = "report.html", "audit.html"  # in the working directory
@@ -91,14 +91,13 @@ def main() -> None:
         ids = write_on(model, tokenizer, text, chat=True, max_new_tokens=80, seed=0)
         print("\n".join(describe(model, tokenizer, names, ids)))
     print(f"\nWhy it answers {MESSAGES[1]!r} as it does:")
-    prompt = encode(tokenizer, MESSAGES[1], chat=True)["input_ids"]
+    messages = [{"role": "user", "content": MESSAGES[1]}]
     explanation = explain(
-        model, tokenizer, prompt, catalog=catalog_of(model), belief=True, max_new_tokens=40, do_sample=False
+        model, tokenizer, messages, catalog=catalog_of(model), belief=True, max_new_tokens=40, do_sample=False
     )
     print(explanation_outline(explanation))
     print(f"  The same as a page to look at: {explanation.save(REPORT)}")
     print(f"\nThat answer audited, and fixed without training, so that it says {REFUSAL!r}:")
-    messages = [{"role": "user", "content": MESSAGES[1]}]
     found = audit(model, tokenizer, messages, catalog=catalog_of(model), max_new_tokens=40, do_sample=False)
     found = found.with_remedies(found.suggest_fix(REFUSAL, accept=lambda text: "555-" not in text))
     print(audit_outline(found))

@@ -90,15 +90,13 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
         ids = chat_inputs(tokenizer, prompt)["input_ids"]
     else:
         ids = prompt
-    cause: Exception | None = None
+    refusal = f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
     try:
         given = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        cause = error
-    if cause is not None or (given.numel() and (given.is_floating_point() or given.dtype == torch.bool)):
-        raise ValueError(
-            f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
-        ) from cause
+        raise ValueError(refusal) from error
+    if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
+        raise ValueError(refusal)
     if given.dim() == 0 or given.dim() > 2 or (given.dim() == 2 and len(given) > 1):
         raise ValueError(f"`prompt` has the shape {tuple(given.shape)}: give (T,) or (1, T) token ids.")
     given = given.flatten()
