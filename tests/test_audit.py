@@ -95,6 +95,13 @@ def test_support_is_what_the_answer_loses_without_the_concept(tiny_model, tokeni
     assert found.abs().max() > 1e-4
 
 
+def test_a_case_answers_under_stop_strings(tiny_model, tokenizer):
+    case = Case(tiny_model(), tokenizer, None, [5, 6, 7], [8], {"max_new_tokens": 6, "do_sample": False})
+    whole = case.answer_under()
+    case.generation["stop_strings"] = [tokenizer.decode(whole[2:3])]
+    assert len(case.answer_under()) < len(whole)
+
+
 def test_support_of_many_concepts_is_that_of_each(tiny_model, tokenizer, monkeypatch):
     case = Case(tiny_model(), tokenizer, None, [5, 6, 7], [8, 9, 10], {})
     concepts = list(range(20))

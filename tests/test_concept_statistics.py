@@ -117,6 +117,15 @@ def test_batches_and_padding_change_nothing(batch, head, model, tokenizer, monke
         )
 
 
+def test_a_model_in_training_is_read_as_it_will_be_used(model, catalog, tokenizer):
+    model.train()
+    seen = []
+    model.transformer.register_forward_hook(lambda *_: seen.append((model.training, torch.is_grad_enabled())))
+    catalog.contrast(model, tokenizer, TEXTS, OTHERS)
+    assert set(seen) == {(False, False)}
+    assert model.training
+
+
 def test_heads_read_pieces_without_padding(model, tokenizer, monkeypatch):
     """No tensor of positions and concepts is ever wider than a piece, and no head sees padding."""
     monkeypatch.setattr(concept_statistics, "HEAD_POSITIONS", 16)
@@ -234,6 +243,7 @@ def test_heads_that_are_not_there(tiny_model, catalog, tokenizer):
     for call in (
         lambda: names.active_in(known_only, tokenizer, TEXTS, head="unknown"),
         lambda: names.propose_labels(known_only, tokenizer, TEXTS),
+        lambda: concept_statistics.top_tokens(known_only, tokenizer, catalog[KNOWN]),
     ):
         with pytest.raises(ValueError, match="`head` is 'unknown', which `model` does not have; choose one of known"):
             call()

@@ -55,6 +55,13 @@ def test_bisection_closes_in_on_the_weakest_enough(model, tokenizer):
     assert [trial.strength for trial in table] == [25.0, 31.25, 37.5, 50.0]
 
 
+def test_texts_end_at_stop_strings(model, tokenizer):
+    asked = {"prompts": ["The"], "objective": lambda texts: 0.0, "strengths": (0.0,), **SETTINGS}
+    (whole,) = search_strength(model, tokenizer, Amplify(3), **asked)
+    (ended,) = search_strength(model, tokenizer, Amplify(3), stop_strings=[whole.texts[0][:4]], **asked)
+    assert len(ended.texts[0]) < len(whole.texts[0])
+
+
 def test_another_field_can_be_varied(model, tokenizer):
     table = search_strength(
         model, tokenizer, SetConcepts(3, 0.0), ["The"], len, strengths=(0.0, 40.0), field="value", **SETTINGS

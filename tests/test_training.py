@@ -47,6 +47,18 @@ def test_rows_of_a_tokenizer_that_returns_tensors_are_told(config, tokenizer):
         DiffusionCollator(config)([dict(tokenizer("Rain.", return_tensors="pt"))])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_noise(config, dtype):
+    collator = DiffusionCollator(config, prompt_probability=0.5, straddle_probability=0.5, seed=3)
+    expected = collator(examples(8))
+    torch.set_default_dtype(dtype)
+    try:
+        found = collator(examples(8))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_an_attention_mask_of_another_length(config):
     with pytest.raises(ValueError, match="`attention_mask` of an example has length 2; `input_ids` has 3"):
         DiffusionCollator(config)([{"input_ids": [1, 2, 3], "attention_mask": [1, 1]}])
