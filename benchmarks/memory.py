@@ -103,7 +103,7 @@ def measure_here(new_tokens: int) -> dict[str, Any]:
         )
     length = PROMPT + new_tokens
     assert output.sequences.shape == (1, length)
-    layers = output.past_key_values.layers
+    layers = output.cache.layers
     return {
         "new_tokens": new_tokens,
         "tensors_mb": allocations.peak / MB,

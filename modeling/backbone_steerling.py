@@ -9,13 +9,14 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .compatibility_steerling import CACHE_NAME, accept_past_key_values
 from .concepts_steerling import SteerlingConceptTable
 from .configuration_steerling import SteerlingConfig
+from .outputs_steerling import SteerlingBackboneOutput
 from .packing_steerling import SteerlingLinear
 
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
@@ -117,7 +118,7 @@ class SteerlingAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         packed = self.c_attn(hidden_states)
@@ -130,8 +131,8 @@ class SteerlingAttention(nn.Module):
         if position_embeddings is not None:
             query = rotate(query, *position_embeddings, self.config.rope_full_precision)
             key = rotate(key, *position_embeddings, self.config.rope_full_precision)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -182,7 +183,7 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SteerlingBlock", "SteerlingConceptHead"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -241,6 +242,7 @@ class SteerlingModel(SteerlingPreTrainedModel):
         self._keys_to_ignore_on_save = ["lm_head.weight"] if config.weight_sharing else None
         self.post_init()
 
+    @accept_past_key_values
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -248,11 +250,11 @@ class SteerlingModel(SteerlingPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> SteerlingBackboneOutput:
         """
         Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
         (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
@@ -262,9 +264,11 @@ class SteerlingModel(SteerlingPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.tok_emb(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            cache = None  # a layer that is computed twice would write it twice
+        elif use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache)
         rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
         hidden_states = inputs_embeds
         for block in self.blocks:
@@ -272,23 +276,23 @@ class SteerlingModel(SteerlingPreTrainedModel):
                 hidden_states,
                 attention_mask=mask,
                 position_embeddings=rotation,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+        return SteerlingBackboneOutput(last_hidden_state=self.ln_f(hidden_states), cache=cache)
 
-    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, cache):
         """The mask that attention reads, and the (B, T) positions of the tokens."""
         if isinstance(attention_mask, dict):
             return attention_mask["full_attention"], position_ids
         batch, time = inputs_embeds.shape[:2]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
             block_sequence_ids=key_positions // self.config.diff_block_size,
         )
         return mask, key_positions[:, past:] if position_ids is None else position_ids

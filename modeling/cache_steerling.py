@@ -68,7 +68,7 @@ class SteerlingCacheLayer(CacheLayerMixin):
         window = self.cache.window
         if window is None:
             raise ValueError(
-                "`past_key_values` is a SteerlingCache, which only generate() fills, since rows have columns of their own: "
+                "`cache` (`past_key_values`) is a SteerlingCache, which only generate() fills, since rows have columns of their own: "
                 "pass a DynamicCache to forward()."
             )
         columns = window.columns.to(self.keys.device)
@@ -105,7 +105,7 @@ class SteerlingCache(Cache):
     """
     Keys and values of finished attention blocks, and the tokens that they belong to.
 
-    `generate` makes one by itself and returns it as `past_key_values`. Given again with a longer prompt, as in the turns
+    `generate` makes one by itself and returns it as `cache`. Given again with a longer prompt, as in the turns
     of a chat, it spares the computation of the blocks that agree with that prompt; what differs is computed anew. It
     knows its tokens but not the weights and hooks that it was made with: after changing those, start with a new one.
 

@@ -57,7 +57,7 @@ class SteerlingConfig(PreTrainedConfig):
     """
 
     model_type = "steerling"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
     attribute_map = {
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layers",

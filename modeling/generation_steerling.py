@@ -22,11 +22,11 @@ from transformers import (
     TextStreamer,
 )
 from transformers.generation import BaseStreamer
-from transformers.utils import ModelOutput
 
 from .attribution_steerling import ConceptRecorder, SteerlingAttributions
 from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
+from .compatibility_steerling import CACHE_NAME, CacheOutput, accept_past_key_values
 from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
@@ -39,7 +39,7 @@ from .windows_steerling import WindowEncoder
 
 
 @dataclass
-class SteerlingGenerateOutput(ModelOutput):
+class SteerlingGenerateOutput(CacheOutput):
     """
     Output of `generate` with `return_dict_in_generate=True`.
 
@@ -52,7 +52,7 @@ class SteerlingGenerateOutput(ModelOutput):
             its steps. A guided step is one, and what is computed of the prompt before the first is none.
         log_probabilities (`torch.FloatTensor` of shape `(rows, T)`): With `output_scores=True`, the logarithm of each
             decided token's probability when it was decided, before what only shapes the sampling; 0 elsewhere.
-        past_key_values (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
+        cache (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
         steering (`SteeringReport`): With `steering`, what its operations changed where.
         attributions (`SteerlingAttributions`): With `output_attributions=True`, the concepts behind each decided token.
         traces (`list[SteerlingTrace]`): How each row was written, to replay it for explanations.
@@ -62,7 +62,7 @@ class SteerlingGenerateOutput(ModelOutput):
     step_map: torch.Tensor | None = None
     tokens_per_forward: torch.Tensor | None = None
     log_probabilities: torch.Tensor | None = None
-    past_key_values: SteerlingCache | None = None
+    cache: SteerlingCache | None = None
     steering: SteeringReport | None = None
     attributions: SteerlingAttributions | None = None
     traces: list[SteerlingTrace] | None = None
@@ -77,9 +77,9 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     concept_heads: Callable
     _default_compile_config: Callable
     training: bool
-    is_gradient_checkpointing: bool
     generation_config_class: type[GenerationConfig] = SteerlingGenerationConfig
 
+    @accept_past_key_values
     @torch.no_grad()
     def generate(
         self,
@@ -131,7 +131,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             custom_generate: A decoding method in place of this one, as in transformers. It is called with what this one
                 would be: the user's own stopping criteria only, and no processors that only shape the sampling.
             kwargs: `attention_mask`, 0 for padding on either side (rows come back padded on the left);
-                `past_key_values`, a `SteerlingCache`; and parameters of `SteerlingGenerationConfig`. `guidance_scale`
+                `cache`, a `SteerlingCache`; and parameters of `SteerlingGenerationConfig`. `guidance_scale`
                 compares with the prompt masked: `logits = masked + guidance_scale * (full - masked)`.
 
         Returns:
@@ -141,6 +141,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             ValueError: An argument cannot be used; raised before any computation.
         """
         kwargs = {name: _as_python(value) for name, value in kwargs.items()}
+        if "cache" in kwargs:
+            kwargs[CACHE_NAME] = kwargs.pop("cache")
         arguments: dict[str, Any] = {"generation_config": generation_config, "logits_processor": logits_processor}
         arguments |= {"stopping_criteria": stopping_criteria, **kwargs}
         output: Any  # the library names its own classes
@@ -189,7 +191,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         **model_kwargs,
     ) -> SteerlingGenerateOutput | torch.Tensor:
         """The decoding method; the steps are those of `generate`'s docstring."""
-        device, cache = input_ids.device, model_kwargs.get("past_key_values")
+        device, cache = input_ids.device, model_kwargs.get(CACHE_NAME)
         if isinstance(streamer, TextStreamer) and len(input_ids) > 1:
             raise ValueError(f"`streamer` is a {type(streamer).__name__}, which shows one row, not {len(input_ids)}.")
         ends = generation_config._eos_token_tensor
@@ -220,7 +222,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         width = None
         if cache is not None and cache.fixed:
             width = self.config.diff_block_size * (1 if generation_config.align_blocks else 2)
-        compiled = width and self._valid_auto_compile_criteria({"past_key_values": cache}, generation_config)
+        compiled = width and self._valid_auto_compile_criteria({CACHE_NAME: cache}, generation_config)
         encoder = WindowEncoder(
             self.transformer,
             self.config,
@@ -260,7 +262,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             log_probabilities=rows.gather([canvas.log_probabilities for canvas in canvases], 0.0).to(device)
             if generation_config.output_scores
             else None,
-            past_key_values=cache,
+            cache=cache,
             steering=report,
             attributions=attributions,
             traces=self._traces(canvases, generation_config, guidance_scale, steering, decisions.sampler),
@@ -406,7 +408,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         """Besides the library's check for typos: arguments of forward that generate() would silently drop."""
         super()._validate_model_kwargs(model_kwargs)
         for name, value in model_kwargs.items():
-            if value is not None and name not in ("input_ids", "attention_mask", "past_key_values"):
+            if value is not None and name not in ("input_ids", "attention_mask", CACHE_NAME):
                 raise ValueError(f"`{name}` is an argument of the model, but not of generate(). Leave it out.")
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
@@ -440,9 +442,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ) -> None:
         """The exact block cache; a given one must fit."""
-        cache, implementation = model_kwargs.get("past_key_values"), generation_config.cache_implementation
-        checkpointing = self.training and self.is_gradient_checkpointing  # which keeps caches out of the layers
-        without = generation_config.use_cache is False or checkpointing
+        cache, implementation = model_kwargs.get(CACHE_NAME), generation_config.cache_implementation
+        without = generation_config.use_cache is False
         rows = batch_size * generation_config.num_return_sequences
         lanes = 1 if generation_config.guidance_scale in (None, 1) else 2
         grid = self.config.diff_block_size
@@ -452,13 +453,12 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             raise ValueError("`compile_config` needs shapes that do not change: add cache_implementation='static'.")
         if cache is None and not without:
             static = -(-columns // GROWTH) * GROWTH if implementation == "static" else None
-            model_kwargs["past_key_values"] = SteerlingCache(self.config, static)
+            model_kwargs[CACHE_NAME] = SteerlingCache(self.config, static)
         if cache is None and (implementation is None or not without):
             return
         if without:
-            reason = "gradient checkpointing in training mode" if checkpointing else "use_cache=False"
-            name = "cache_implementation" if cache is None else "past_key_values"
-            raise ValueError(f"`{name}` is given, but there is no cache under {reason}: leave one of them out.")
+            name = "`cache_implementation`" if cache is None else "`cache` (`past_key_values`)"
+            raise ValueError(f"{name} is given, but there is no cache under use_cache=False: leave one of them out.")
         if not isinstance(cache, SteerlingCache) or len(cache.layers) != self.config.n_layers:
             problem = (
                 f"a {type(cache).__name__} of another kind or depth: pass a SteerlingCache of this model, or none"
@@ -471,7 +471,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             problem = f"fixed at {cache.columns} columns, and {columns} are needed"
         else:
             return
-        raise ValueError(f"`past_key_values` is {problem}.")
+        raise ValueError(f"`cache` (`past_key_values`) is {problem}.")
 
     def _get_stopping_criteria(self, generation_config, stopping_criteria, tokenizer=None) -> StoppingCriteriaList:
         """The user's criteria; what the library would add is done by the canvases and in `_unmask`."""

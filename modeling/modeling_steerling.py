@@ -9,6 +9,7 @@ from transformers import Cache
 from transformers.utils import can_return_tuple
 
 from .backbone_steerling import SteerlingModel, SteerlingPreTrainedModel
+from .compatibility_steerling import accept_past_key_values
 from .concepts_steerling import SteerlingConceptHead, SteerlingResidual
 from .generation_steerling import SteerlingGenerationMixin
 from .loss_steerling import (
@@ -28,7 +29,7 @@ FEW_CONCEPTS = 64
 # Arguments that the loss would ignore, and why it cannot take them.
 NOT_WITH_LABELS = {
     "position_ids": "a row of training is one text from its first position on, and texts packed into a row would see each other",
-    "past_key_values": "a row of training is computed as a whole",
+    "cache": "a row of training is computed as a whole",
     "inputs_embeds": "training masks tokens, so it needs `input_ids`; in place of prompt tuning, which brings embeddings, use LoRA",
     "output_concepts": "training returns its losses alone",
 }
@@ -86,13 +87,14 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 state_dict.pop("lm_head.weight", None)
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
+    @accept_past_key_values
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         concept_labels: torch.Tensor | None = None,
@@ -112,10 +114,10 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             attention_mask: (B, T), 1 for tokens and 0 for padding on either side, or a prepared (B, 1, T, keys) mask.
             position_ids: (B, T) places in the row, from which the attention grid follows. By default tokens are counted,
                 padding left out.
-            past_key_values: Cache of earlier tokens. Exact only if it holds whole attention blocks.
+            cache: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
-                `logits` are not computed. Refused beside them: `position_ids`, `past_key_values`, `inputs_embeds` and
+                `logits` are not computed. Refused beside them: `position_ids`, `cache`, `inputs_embeds` and
                 `output_concepts`. Where `input_ids` hold the mask token at labelled positions, these are the noise of
                 the row; for other rows it is drawn from torch's global generator. Other masks stay masks for every block.
             concept_labels: (B, T, K) ids of the known concepts of each position, each once, filled up with -100; a position without
@@ -132,7 +134,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             ValueError: An argument has the wrong shape or values; the message says which.
         """
         if labels is not None:
-            beside = {"position_ids": position_ids, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds}
+            beside = {"position_ids": position_ids, "cache": cache, "inputs_embeds": inputs_embeds}
             for name, given in {**beside, "output_concepts": output_concepts or None}.items():
                 if given is not None:
                     raise ValueError(f"`{name}` cannot be given with `labels`: {NOT_WITH_LABELS[name]}.")
@@ -153,7 +155,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -168,7 +170,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             logits = self.compute_logits(hidden[:, keep])
         return SteerlingOutput(
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             concepts=concepts,

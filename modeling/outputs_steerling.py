@@ -6,6 +6,8 @@ import torch
 from transformers import Cache
 from transformers.utils import ModelOutput
 
+from .compatibility_steerling import CacheOutput
+
 
 @dataclass
 class SteerlingConcepts(ModelOutput):
@@ -34,7 +36,7 @@ class SteerlingConcepts(ModelOutput):
 
 
 @dataclass
-class SteerlingOutput(ModelOutput):
+class SteerlingOutput(CacheOutput):
     """
     Output of `SteerlingForDiffusionLM`.
 
@@ -43,7 +45,7 @@ class SteerlingOutput(ModelOutput):
         diffusion_loss (`torch.Tensor` of shape `()`): Its part that bounds the negative log-likelihood per token, in nats.
         logits (`torch.Tensor` of shape `(B, T, V)`): Scores of the token at each position itself (there is no shift by
             one). `None` when `labels` are given: training projects only the masked targets.
-        past_key_values (`Cache`): Keys and values, if a cache is used.
+        cache (`Cache`): Keys and values, if a cache is used.
         hidden_states, attentions (`tuple[torch.Tensor]`): On request, as everywhere in transformers.
         concepts (`SteerlingConcepts`): Given `output_concepts=True`.
     """
@@ -51,10 +53,26 @@ class SteerlingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     diffusion_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     concepts: SteerlingConcepts | None = None
 
 
-__all__ = ["SteerlingConcepts", "SteerlingOutput"]
+@dataclass
+class SteerlingBackboneOutput(CacheOutput):
+    """
+    Output of `SteerlingModel`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, T, D)`): What the concept heads and the vocabulary projection read.
+        cache, hidden_states, attentions: As in `SteerlingOutput`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    cache: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+__all__ = ["SteerlingBackboneOutput", "SteerlingConcepts", "SteerlingOutput"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .canvas_steerling import Canvas
+from .compatibility_steerling import OLD_NAME
 from .hooks_steerling import ForwardContext, Places, SteeringReport
 from .lookup_steerling import device_of
 from .steering_steerling import HookBuilder, Operation
@@ -213,14 +214,14 @@ class Steering:
                 "A steered model needs `input_ids`: `inputs_embeds` do not tell which positions are masked."
             )
         device, ids = ids.device, ids.cpu()
-        cache = given.get("past_key_values")
+        cache = given.get("cache")
         if (
             cache is not None
             and cache.get_seq_length()
             and any(one.operation.condition for one in self.builders if one not in self.of_calls)
         ):
             raise ValueError(
-                "`past_key_values` cannot be given to a model that is steered under a condition, which needs the whole text: "
+                "`cache` (`past_key_values`) cannot be given to a model that is steered under a condition, which needs the whole text: "
                 "pass all of it, or use generate()."
             )
         text, positions = self._text_and_positions(ids, given)
@@ -248,7 +249,7 @@ class Steering:
     @staticmethod
     def _text_and_positions(ids: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) bool, where a backbone's ids are no padding, and their places in the rows."""
-        mask, positions, cache = map(given.get, ("attention_mask", "position_ids", "past_key_values"))
+        mask, positions, cache = map(given.get, ("attention_mask", "position_ids", "cache"))
         past = 0 if cache is None else cache.get_seq_length()
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             text = mask.cpu().bool()
@@ -422,6 +423,7 @@ def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Ten
 
 def _bound(module: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's call by their names."""
+    kwargs = {"cache" if name == OLD_NAME else name: value for name, value in kwargs.items()}
     return inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
 
 

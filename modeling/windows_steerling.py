@@ -217,7 +217,7 @@ class WindowEncoder:
                     input_ids=ids.to(self.device),
                     attention_mask={"full_attention": mask},
                     position_ids=positions,
-                    past_key_values=self.cache,
+                    cache=self.cache,
                     use_cache=self.cache is not None,
                 ).last_hidden_state
         finally:

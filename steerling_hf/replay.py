@@ -124,7 +124,7 @@ class Replay:
             return self.model.transformer(
                 inputs_embeds=embeddings,
                 position_ids=places.to(device),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=cache is not None,
             ).last_hidden_state
 

@@ -205,11 +205,11 @@ def test_the_turns_of_a_chat_reuse_the_cache(model, guidance):
     first = generate(model, ids, attention_mask=mask, **settings)
     more = make_prompt(6, rows=2)
     ids, mask = torch.cat([first.sequences, more], 1), torch.cat([mask, torch.ones(2, 18, dtype=torch.long)], 1)
-    settings |= {"attention_mask": mask, "past_key_values": copy.deepcopy(first.past_key_values)}
+    settings |= {"attention_mask": mask, "cache": copy.deepcopy(first.cache)}
     shapes = windows_of(model, inputs=ids, **settings)
     assert max(length for _, length in shapes) <= 3 * BLOCK
-    plain = model.generate(ids, **{**settings, "past_key_values": None}, use_cache=False)
-    again = generate(model, ids, **{**settings, "past_key_values": first.past_key_values})
+    plain = model.generate(ids, **{**settings, "cache": None}, use_cache=False)
+    again = generate(model, ids, **{**settings, "cache": first.cache})
     assert torch.equal(again.sequences, plain)
 
 
@@ -218,8 +218,8 @@ def test_a_given_cache_keeps_the_order_of_the_rows(model):
     ids, mask, prompts = ragged()
     free = model.generate(ids, attention_mask=mask, max_new_tokens=21, repetition_penalty=1.1)[:, 30:]
     settings = {"max_new_tokens": 21, "repetition_penalty": 1.1, "eos_token_id": free[:3, 6].tolist()}
-    caches = [SteerlingCache(model.config), generate(model, ids, attention_mask=mask, **settings).past_key_values]
-    model.generate(ids, attention_mask=mask, past_key_values=caches[0], **settings)
+    caches = [SteerlingCache(model.config), generate(model, ids, attention_mask=mask, **settings).cache]
+    model.generate(ids, attention_mask=mask, cache=caches[0], **settings)
     for cache in caches:
         for tokens, prompt in zip(cache.tokens, prompts):
             known = min(len(tokens), prompt.shape[1])
@@ -230,28 +230,29 @@ def test_a_given_cache_keeps_the_order_of_the_rows(model):
 def test_a_cache_can_be_reset_and_its_rows_taken(model):
     prompts = make_prompt(29, rows=2)
     expected = model.generate(prompts, max_new_tokens=12, use_cache=False)
-    cache = generate(model, prompts, max_new_tokens=12).past_key_values
+    cache = generate(model, prompts, max_new_tokens=12).cache
     cache.reorder_cache(torch.tensor([1, 0]))
-    assert torch.equal(model.generate(prompts.flip(0), max_new_tokens=12, past_key_values=cache), expected.flip(0))
+    assert torch.equal(model.generate(prompts.flip(0), max_new_tokens=12, cache=cache), expected.flip(0))
     cache.reset()
     assert cache.get_seq_length() == cache.rows == 0
-    assert torch.equal(model.generate(prompts, max_new_tokens=12, past_key_values=cache), expected)
+    assert torch.equal(model.generate(prompts, max_new_tokens=12, cache=cache), expected)
 
 
 def test_forward_refuses_the_cache_of_generate(model):
-    cache = generate(model, make_prompt(29), max_new_tokens=12).past_key_values
+    cache = generate(model, make_prompt(29), max_new_tokens=12).cache
     with pytest.raises(ValueError, match="past_key_values.*DynamicCache"):
-        model(make_prompt(8), past_key_values=cache)
+        model(make_prompt(8), cache=cache)
 
 
-def test_under_gradient_checkpointing_there_is_no_cache(model):
-    """Checkpointed layers drop it in training mode, as in the callbacks of a Trainer."""
+def test_gradient_checkpointing_changes_no_text(model):
+    """Nothing is checkpointed without gradients, as in the callbacks of a Trainer."""
     expected = model.generate(make_prompt(17), max_new_tokens=16, align_blocks=True)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
-    assert torch.equal(model.generate(make_prompt(17), max_new_tokens=16, align_blocks=True), expected)
-    with pytest.raises(ValueError, match="cache_implementation.*gradient checkpointing"):
-        model.generate(make_prompt(17), max_new_tokens=16, cache_implementation="static")
+    for cache in ("static", None):
+        assert torch.equal(
+            model.generate(make_prompt(17), max_new_tokens=16, align_blocks=True, cache_implementation=cache), expected
+        )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -262,20 +263,20 @@ def test_autocast(model, way):
 
 def test_a_cache_of_another_text_is_computed_anew(model):
     """It is at worst slow: what does not agree with the prompt is not used."""
-    cache = generate(model, make_prompt(29), max_new_tokens=12).past_key_values
+    cache = generate(model, make_prompt(29), max_new_tokens=12).cache
     assert cache.get_seq_length() >= 32
     other = make_prompt(30)
     other[:, :16] = make_prompt(29)[:, :16]
-    output = generate(model, other, max_new_tokens=12, past_key_values=cache)
+    output = generate(model, other, max_new_tokens=12, cache=cache)
     assert torch.equal(output.sequences, model.generate(other, max_new_tokens=12, use_cache=False))
 
 
 def test_one_cache_serves_many_calls(model):
     cache = SteerlingCache(model.config, columns=64 + 2 * BLOCK)
     for length in (29, 9, 41):
-        output = generate(model, make_prompt(length), max_new_tokens=12, past_key_values=cache)
+        output = generate(model, make_prompt(length), max_new_tokens=12, cache=cache)
         assert torch.equal(output.sequences, model.generate(make_prompt(length), max_new_tokens=12, use_cache=False))
-        assert output.past_key_values is cache
+        assert output.cache is cache
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
@@ -305,7 +306,7 @@ def test_a_compiled_step_is_compiled_once(model):
     for length, tokens in zip((5, 13, 9), expected):
         # The capacity is that of the whole text, so only equal sums of lengths share a compilation by themselves.
         cache = SteerlingCache(model.config, columns=80)
-        given = {"compile_config": config, "max_new_tokens": 27, "past_key_values": cache}
+        given = {"compile_config": config, "max_new_tokens": 27, "cache": cache}
         assert torch.equal(model.generate(make_prompt(length), **given), tokens)
     assert counters["stats"]["unique_graphs"] == 1
     assert torch.equal(model.generate(make_prompt(13), **settings), expected[1])
@@ -356,8 +357,8 @@ def test_passes_are_shared_so_that_padding_and_passes_cost_least():
 def test_a_cache_from_inference_mode_is_used_outside_of_it(model):
     prompt = make_prompt(20)
     with torch.inference_mode():
-        cache = generate(model, prompt, max_new_tokens=12).past_key_values
-    again = generate(model, prompt, max_new_tokens=12, past_key_values=cache)
+        cache = generate(model, prompt, max_new_tokens=12).cache
+    again = generate(model, prompt, max_new_tokens=12, cache=cache)
     assert torch.equal(again.sequences, generate(model, prompt, max_new_tokens=12).sequences)
 
 
@@ -373,8 +374,8 @@ def test_after_an_error_nothing_is_left_of_a_steered_masked_prompt(model):
     settings = {"max_new_tokens": 12, "guidance_scale": 1.7}
     broken = {"logits_processor": [fail], "steering": Inject(3, 30.0), **settings}
     with pytest.raises(RuntimeError, match="stop"):
-        generate(model, prompt, past_key_values=cache, **broken)
-    again = generate(model, prompt, past_key_values=cache, **settings)
+        generate(model, prompt, cache=cache, **broken)
+    again = generate(model, prompt, cache=cache, **settings)
     assert torch.equal(again.sequences, generate(model, prompt, **settings).sequences)
 
 
@@ -386,7 +387,7 @@ def test_after_an_error_in_a_pass_the_cache_belongs_to_generate_again(model):
 
     handle = model.transformer.ln_f.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="stop"):
-        generate(model, make_prompt(20), max_new_tokens=12, past_key_values=cache)
+        generate(model, make_prompt(20), max_new_tokens=12, cache=cache)
     handle.remove()
     with pytest.raises(ValueError, match="only generate"):
-        model(make_prompt(20), past_key_values=cache)
+        model(make_prompt(20), cache=cache)

@@ -136,7 +136,7 @@ def test_whole_numbers_serve_as_floats(model):
 
 def test_a_decoding_method_of_the_users_own(model):
     def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
-        return input_ids, generation_config.steps, model_kwargs.get("past_key_values")
+        return input_ids, generation_config.steps, model_kwargs.get("cache")
 
     prompt, steps, cache = model.generate(make_prompt(9), custom_generate=decode, steps=7, max_new_tokens=12)
     assert torch.equal(prompt, make_prompt(9))

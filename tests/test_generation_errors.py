@@ -82,7 +82,7 @@ ARGUMENTS = [
     ("negative_prompt_ids", torch.zeros(1, 3, dtype=torch.long)),
     ("negative_prompt_attention_mask", torch.ones(1, 3, dtype=torch.long)),
     ("synced_gpus", True),
-    ("past_key_values", DynamicCache()),
+    ("cache", DynamicCache()),
     ("inputs_embeds", torch.zeros(1, 3, 32)),
     ("position_ids", torch.arange(9)[None]),
     ("labels", make_prompt(9)),
@@ -203,7 +203,7 @@ def test_caches_that_do_not_fit(model):
         (SteerlingCache(make_model(n_layers=1).config), {}, "depth"),
     ):
         with pytest.raises(ValueError, match=f"past_key_values.*{match}"):
-            model.generate(make_prompt(9), past_key_values=cache, max_new_tokens=8, **settings)
+            model.generate(make_prompt(9), cache=cache, max_new_tokens=8, **settings)
 
 
 def test_a_prompt_that_fills_the_context_leaves_no_room(model):
@@ -216,7 +216,7 @@ def test_a_prompt_that_fills_the_context_leaves_no_room(model):
 def test_what_does_not_go_together(model):
     cache = SteerlingCache(model.config)
     for settings, match in (
-        ({"past_key_values": cache, "use_cache": False}, "past_key_values"),
+        ({"cache": cache, "use_cache": False}, "cache"),
         ({"streamer": TextStreamer(None)}, "streamer"),
     ):
         with pytest.raises(ValueError, match=match):

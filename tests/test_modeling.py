@@ -76,7 +76,7 @@ def test_a_cache_of_whole_blocks_is_exact(tiny_model, ids):
     expected = logits_of(model, ids)
     with torch.no_grad():
         first = model(ids[:, :48], use_cache=True)
-        rest = model(ids[:, 48:], past_key_values=first.past_key_values)
+        rest = model(ids[:, 48:], cache=first.cache)
     torch.testing.assert_close(rest.logits, expected[:, 48:], **TOLERANCE)
 
 
@@ -305,7 +305,7 @@ def test_concept_labels_need_labels(tiny_model, ids):
     ("name", "reason"),
     [
         ("position_ids", "texts packed into a row would see each other"),
-        ("past_key_values", "computed as a whole"),
+        ("cache", "computed as a whole"),
         ("inputs_embeds", "in place of prompt tuning.*use LoRA"),
         ("output_concepts", "losses alone"),
     ],
@@ -313,7 +313,7 @@ def test_concept_labels_need_labels(tiny_model, ids):
 def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name, reason):
     given = {
         "position_ids": torch.arange(ids.shape[1])[None],
-        "past_key_values": DynamicCache(),
+        "cache": DynamicCache(),
         "inputs_embeds": torch.zeros(*ids.shape, 32),
         "output_concepts": True,
     }

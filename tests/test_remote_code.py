@@ -10,6 +10,7 @@ EXPORTED_CODE = {
     "backbone_steerling.py",
     "cache_steerling.py",
     "canvas_steerling.py",
+    "compatibility_steerling.py",
     "concepts_steerling.py",
     "configuration_steerling.py",
     "decoding_steerling.py",

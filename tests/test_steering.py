@@ -105,10 +105,10 @@ def test_a_cache_of_steered_rows_serves_unsteered_ones(model):
     for guidance in (1.0, 1.7):
         settings = {"max_new_tokens": 12, "guidance_scale": guidance}
         cache = SteerlingCache(model.config)
-        first = model.generate(make_prompt(29), past_key_values=cache, steering=Inject(3, 30.0), **settings)
-        again = model.generate(first, past_key_values=cache, **settings)
+        first = model.generate(make_prompt(29), cache=cache, steering=Inject(3, 30.0), **settings)
+        again = model.generate(first, cache=cache, **settings)
         assert torch.equal(again, model.generate(first, use_cache=False, **settings))
-        steered = model.generate(first, past_key_values=cache, steering=Inject(3, 30.0), **settings)
+        steered = model.generate(first, cache=cache, steering=Inject(3, 30.0), **settings)
         assert torch.equal(steered, model.generate(first, use_cache=False, steering=Inject(3, 30.0), **settings))
 
 

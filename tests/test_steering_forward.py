@@ -141,8 +141,8 @@ def test_positions_go_on_behind_a_cache(model):
     whole = logits_of(model, window, ids=ROWS[:1])
     with torch.no_grad(), model.steer(Inject(3, 0.0, window=(0, 4)), SuppressTokens(3, window=(0, 4))) as handle:
         cache = DynamicCache(config=model.config)
-        model(make_prompt(16)[:, :8], past_key_values=cache, use_cache=True)
-        model(ROWS[:1, 8:], past_key_values=cache, use_cache=True)
+        model(make_prompt(16)[:, :8], cache=cache, use_cache=True)
+        model(ROWS[:1, 8:], cache=cache, use_cache=True)
     assert {touch.position for touch in handle.report} == {11, 12, 13, 14}
     with torch.no_grad(), model.steer(window):
         positions = torch.arange(16)[None]
@@ -152,19 +152,17 @@ def test_positions_go_on_behind_a_cache(model):
 def test_windows_of_clean_rows_count_on_behind_a_cache(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), model.steer(Inject(3, 30.0, window=(10, 12), **CLEAN)) as handle:
-        model(ROWS[1:, :8], past_key_values=cache, use_cache=True)
-        model(ROWS[1:, 8:], past_key_values=cache, use_cache=True)
+        model(ROWS[1:, :8], cache=cache, use_cache=True)
+        model(ROWS[1:, 8:], cache=cache, use_cache=True)
     assert {touch.position for touch in handle.report} == {10, 11}
 
 
 def test_conditions_need_the_whole_text(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), model.steer(Inject(3, 1.0, condition=Condition(4, 0.1))):
-        model(ROWS[:1, :8], past_key_values=cache, use_cache=True)
-        with pytest.raises(
-            ValueError, match="`past_key_values` .* under a condition, .* pass all of it, or use generate"
-        ):
-            model(ROWS[:1, 8:], past_key_values=cache, use_cache=True)
+        model(ROWS[:1, :8], cache=cache, use_cache=True)
+        with pytest.raises(ValueError, match="`cache` .* under a condition, .* pass all of it, or use generate"):
+            model(ROWS[:1, 8:], cache=cache, use_cache=True)
 
 
 def test_training_and_embedded_inputs_are_refused(model):

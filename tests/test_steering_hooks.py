@@ -205,10 +205,10 @@ def test_a_text_of_masks_alone_meets_no_condition(model):
 def test_passes_inside_may_go_on_from_a_cache(model):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(CANVAS[:, :8], past_key_values=cache)
+        model(CANVAS[:, :8], cache=cache)
 
     def ask(_rows, scores):
-        model(CANVAS[:, 8:], past_key_values=copy.deepcopy(cache))
+        model(CANVAS[:, 8:], cache=copy.deepcopy(cache))
         return scores
 
     with model.steer(Inject(2, 1.0)):
