@@ -1,6 +1,7 @@
 """The backbone: embeddings, block-causal attention, and the vocabulary projection."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -167,7 +168,8 @@ class SteerlingBlock(GradientCheckpointingLayer):
         self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = SteerlingMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, injections: Any = None, **kwargs) -> torch.Tensor:
+        """`injections` are for the hook of `hooks_steerling.add_injections`, which adds them to the output."""
         if self.norm_first:
             hidden_states = hidden_states + self.attn(self.ln_1(hidden_states), **kwargs)[0]
             return hidden_states + self.mlp(self.ln_2(hidden_states))
@@ -253,12 +255,14 @@ class SteerlingModel(SteerlingPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        injections: dict[int, Any] | None = None,
         **kwargs,
     ) -> SteerlingBackboneOutput:
         """
         Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
         (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
-        reads under the key "full_attention" of a dictionary, `None` if all is visible.
+        reads under the key "full_attention" of a dictionary, `None` if all is visible. `injections` is what steering adds behind
+        blocks, by their numbers from 0.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -271,9 +275,10 @@ class SteerlingModel(SteerlingPreTrainedModel):
         mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache)
         rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
         hidden_states = inputs_embeds
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             hidden_states = block(
                 hidden_states,
+                injections=None if injections is None else injections.get(number),
                 attention_mask=mask,
                 position_embeddings=rotation,
                 cache=cache,

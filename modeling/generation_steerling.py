@@ -277,7 +277,6 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         sampler: TokenSampler,
     ) -> list[SteerlingTrace]:
         given = operations_by_row(self, steering, len(canvases), generation_config.num_return_sequences)
-        attached = () if self._steering is None else tuple(builder.operation for builder in self._steering.builders)
         return [
             SteerlingTrace.of(
                 canvas,
@@ -285,7 +284,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                 guidance_scale=guidance_scale,
                 seed=sampler.generators[canvas.index].initial_seed() if sampler.generators else None,
                 steering=tuple(operation for operation, rows in given if rows is None or canvas.index in rows),
-                attached=attached,
+                attached=self.attached_operations,
             )
             for canvas in canvases
         ]

@@ -12,6 +12,7 @@ from .backbone_steerling import SteerlingModel, SteerlingPreTrainedModel
 from .compatibility_steerling import accept_past_key_values
 from .concepts_steerling import SteerlingConceptHead, SteerlingResidual
 from .generation_steerling import SteerlingGenerationMixin
+from .hooks_steerling import FirstLook, active_hooks
 from .loss_steerling import (
     IGNORE_INDEX,
     NoisedBatch,
@@ -264,12 +265,12 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    return any(part._forward_pre_hooks or active_hooks(part) for part in module.modules())
 
 
 def _looked_at(head: nn.Module) -> torch.Tensor | None:
     """Ids of the concepts of a head that its hooks look at, `None` if they may be all or are too many to look at one by one."""
-    hooks: list[Any] = list(head._forward_hooks.values())
+    hooks = active_hooks(head)
     inside = head._forward_pre_hooks or any(_is_hooked(part) for part in head.children())
     if inside or not all(hasattr(hook, "looks_at") for hook in hooks):
         return None
@@ -287,21 +288,18 @@ def _run(module: nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torc
     def features_of(output: Any) -> torch.Tensor:
         return output if isinstance(output, torch.Tensor) else output.features
 
-    if not module._forward_hooks:
+    if not active_hooks(module):
         output = _on(device, module(*inputs, **options))
         return features_of(output), output
     untouched = []
 
-    def bring(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def bring(output: Any) -> Any:
         output = _on(device, output)
         untouched.append(features_of(output).clone())
         return output
 
-    first = module.register_forward_hook(bring, prepend=True)
-    try:
+    with FirstLook(module, bring):
         output = module(*inputs, **options)
-    finally:
-        first.remove()
     return untouched[0], output
 
 

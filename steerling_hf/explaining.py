@@ -178,14 +178,13 @@ def explain_text(
         attribute_concepts(model, tokenizer, [tokens]),
         steps=[None] * len(tokens),
     )
-    attached = () if model._steering is None else model._steering.builders
     return Explanation(
         prompt=written.prompt(),
         answer=written.answer(),
         chunks=written.chunks(model, written.spans(model, by), catalog),
         model=_identity(model),
         generation={"seed": None, "settings": {}},
-        steering=[builder.operation.to_dict() for builder in attached],
+        steering=[operation.to_dict() for operation in model.attached_operations],
     )
 
 

@@ -134,7 +134,7 @@ def search_strength(
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
     if isinstance(prompts, str):
         raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
-    if getattr(model, "_steering", None) is not None:
+    if getattr(model, "attached_operations", ()):
         raise ValueError("`model` is steered, and fluency is that of the unsteered model: remove its steering first.")
     if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
