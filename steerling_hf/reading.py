@@ -8,22 +8,10 @@ import torch
 
 from .chat import chat_inputs
 from .modeling.lookup_steerling import device_of
+from .modes import evaluating
 
 # Positions that pass through a concept head at once.
 HEAD_POSITIONS = 1024
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, for as long as this context lasts."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

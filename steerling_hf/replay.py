@@ -11,7 +11,7 @@ from .modeling.attribution_steerling import vocabulary_rows
 from .modeling.canvas_steerling import Canvas
 from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
-from .reading import evaluating
+from .modes import evaluating, frozen
 from .shared_prefix import beginnings, read_prefix
 
 
@@ -178,16 +178,10 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
     # Conditions are weighed on the prompt as it was given, before any of its masks was filled in.
     first = int((trace.step_map == 0).nonzero()[0])
     unwritten = [trace.before(first, index) for index in range(len(positions))]
-    wanted = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in wanted:
-        weight.requires_grad_(False)
-    try:
-        own = [tuple(trace.steering)] * len(positions) if trace.steering else None
-        with evaluating(model), model._steered(own, unwritten, 1, replayed=True) as (replaying.steering, _):
-            yield replaying
-    finally:
-        for weight in wanted:
-            weight.requires_grad_(True)
+    own = [tuple(trace.steering)] * len(positions) if trace.steering else None
+    steered = model._steered(own, unwritten, 1, replayed=True)
+    with frozen(model), evaluating(model), steered as (replaying.steering, _):
+        yield replaying
 
 
 def alike(replaying: Replay) -> list[list[int]]:

@@ -13,7 +13,7 @@ from generation_model import MASK, make_model, make_prompt
 from steering_cases import hooks_of
 from steerling_hf.modeling import steered_steerling
 
-from steerling_hf import Amplify, Imitate, Inject, SetConcepts, Suppress, SuppressTokens
+from steerling_hf import Amplify, Imitate, Inject, SetConcepts, Suppress, SuppressTokens, attribute_inputs
 
 STEERINGS = [
     None,
@@ -89,6 +89,23 @@ def test_forward_passes_in_threads_are_what_they_are_alone(model):
     for ours, expected in zip(together([lambda one=one: run(one) for one in STEERINGS * 2]), alone * 2):
         assert torch.equal(ours, expected)
     assert hooks_of(model) == {}
+
+
+def test_input_attributions_of_threads_are_their_own(model):
+    """A model that trains is in evaluation mode, and its weights want no gradients, until the last of them is done."""
+    pytest.importorskip("captum")
+
+    def run(number):
+        output = generate(model, number, return_dict_in_generate=True)
+        return attribute_inputs(model, output.traces[0], [output.sequences.shape[1] - 2], n_steps=4).scores
+
+    model.train()
+    alone = [run(number) for number in range(6)]
+    for ours, expected in zip(together([lambda number=number: run(number) for number in range(6)]), alone):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert all(module.training for module in model.modules())
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    model.eval()
 
 
 def test_what_one_thread_attaches_acts_in_no_other_which_is_told(model, monkeypatch):
