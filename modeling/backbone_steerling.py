@@ -18,7 +18,7 @@ from .compatibility_steerling import CACHE_NAME, accept_past_key_values
 from .concepts_steerling import SteerlingConceptTable
 from .configuration_steerling import SteerlingConfig
 from .outputs_steerling import SteerlingBackboneOutput
-from .packing_steerling import SteerlingLinear
+from .packing_steerling import multiply
 
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
@@ -90,8 +90,12 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class SteerlingResidualProjection(SteerlingLinear):
+def residual_projection(width: int, out_width: int, bias: bool) -> nn.Linear:
     """A linear layer whose output is added to the residual stream; it differs in its fresh weights only."""
+    layer: Any = nn.Linear(width, out_width, bias)
+    # A class of its own would say so too, but quantisers convert nothing but the very class nn.Linear.
+    layer.adds_to_residual = True
+    return layer
 
 
 class SteerlingAttention(nn.Module):
@@ -106,10 +110,8 @@ class SteerlingAttention(nn.Module):
         self.num_key_value_groups = config.n_head // self.kv_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.c_attn = SteerlingLinear(
-            config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias
-        )
-        self.c_proj = SteerlingResidualProjection(config.n_embd, config.n_embd, config.use_bias)
+        self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias)
+        self.c_proj = residual_projection(config.n_embd, config.n_embd, config.use_bias)
         if config.use_qk_norm:
             self.q_norm = make_norm(config, self.head_dim)
             self.k_norm = make_norm(config, self.head_dim)
@@ -122,7 +124,7 @@ class SteerlingAttention(nn.Module):
         cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packed = self.c_attn(hidden_states)
+        packed = multiply(self.c_attn, hidden_states)
         if self.config.clip_qkv is not None:
             packed = packed.clamp(-self.config.clip_qkv, self.config.clip_qkv)
         heads = packed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -140,23 +142,23 @@ class SteerlingAttention(nn.Module):
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False, **kwargs
         )
-        return self.c_proj(output.reshape(hidden_states.shape)), weights
+        return multiply(self.c_proj, output.reshape(hidden_states.shape)), weights
 
 
 class SteerlingMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.gated = config.mlp_type == "swiglu"
-        self.c_fc = SteerlingLinear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
-        self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
+        self.c_proj = residual_projection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = self.c_fc(hidden_states)
+        inner = multiply(self.c_fc, hidden_states)
         if self.gated:
             up, gate = inner.chunk(2, dim=-1)
-            return self.c_proj(self.activation(gate) * up)
-        return self.c_proj(self.activation(inner))
+            return multiply(self.c_proj, self.activation(gate) * up)
+        return multiply(self.c_proj, self.activation(inner))
 
 
 class SteerlingBlock(GradientCheckpointingLayer):
@@ -194,7 +196,7 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, SteerlingResidualProjection):
+        if getattr(module, "adds_to_residual", False):
             # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
             std = std / (2 * self.config.n_layers) ** 0.5
         if isinstance(module, nn.Linear):
@@ -237,7 +239,7 @@ class SteerlingModel(SteerlingPreTrainedModel):
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
         self.ln_f = make_norm(config, config.n_embd)
-        self.lm_head = SteerlingLinear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.rotary_emb = SteerlingRotaryEmbedding(config)
         self.gradient_checkpointing = False
         # The tied copy is left out of files, and Trainer is told not to miss it there.

@@ -23,6 +23,7 @@ from .loss_steerling import (
     noise_batch,
 )
 from .outputs_steerling import SteerlingConcepts, SteerlingOutput
+from .packing_steerling import multiply
 
 # Of more concepts than these, some are most likely among a position's strongest, and their head is scored as a whole anyway.
 FEW_CONCEPTS = 64
@@ -78,9 +79,22 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         *args,
         **kwargs,
     ) -> None:
-        """As everywhere in transformers; a bare backbone is stored under its released names, without a prefix."""
+        """
+        As everywhere in transformers; a bare backbone is stored under its released names, without a prefix.
+
+        Raises:
+            ValueError: The weights are quantised in a way that has no files.
+        """
         # With adapters the library picks theirs from the model itself.
-        if not self.config.interpretable and not getattr(self, "_hf_peft_config_loaded", False):
+        adapters = getattr(self, "_hf_peft_config_loaded", False)
+        quantizer = getattr(self, "hf_quantizer", None)
+        if quantizer is not None and not adapters and not quantizer.is_serializable():
+            method = quantizer.quantization_config.quant_method
+            raise ValueError(
+                f"Weights quantised by {getattr(method, 'value', method)} cannot be saved: save the model as it is before, and "
+                "quantise it when it is loaded, or use bitsandbytes or torchao, whose weights can be saved."
+            )
+        if not self.config.interpretable and not adapters:
             prefix = f"{self.base_model_prefix}."
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
@@ -166,7 +180,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         concepts = None
         if output_concepts:
             concepts = self.decompose(hidden)
-            logits = self.transformer.lm_head(concepts["composed"][:, keep])
+            logits = multiply(self.transformer.lm_head, concepts["composed"][:, keep])
         else:
             logits = self.compute_logits(hidden[:, keep])
         return SteerlingOutput(
@@ -179,7 +193,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
-        return self.transformer.lm_head(self.compose(hidden_states))
+        return multiply(self.transformer.lm_head, self.compose(hidden_states))
 
     def concept_heads(self) -> list[SteerlingConceptHead]:
         """Known and discovered head, as far as this checkpoint has them."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import DynamicCache
 
 from .modeling.attribution_steerling import vocabulary_rows
@@ -195,11 +196,10 @@ def alike(replaying: Replay) -> list[list[int]]:
 def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
     """Bytes that autograd keeps of a call of `function`, each storage counted once and the model's own weights not at all."""
     storages: dict[int, int] = {}
-    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    own = {storage.data_ptr() for weight in (*model.parameters(), *model.buffers()) for storage in storages_of(weight)}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_sparse:
-            storage = tensor.untyped_storage()
+        for storage in storages_of(tensor):
             if storage.data_ptr() not in own:
                 storages[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -208,3 +208,11 @@ def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
         kept = function(*inputs)
     del kept
     return sum(storages.values())
+
+
+def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    """Where a tensor keeps its numbers: several places if it is made of other tensors, as quantised weights are."""
+    if is_traceable_wrapper_subclass(tensor):
+        names = tensor.__tensor_flatten__()[0]
+        return [storage for name in names for storage in storages_of(getattr(tensor, name))]
+    return [] if tensor.is_sparse else [tensor.untyped_storage()]
