@@ -79,12 +79,13 @@ def vocabulary_rows(lm_head: torch.nn.Module, tokens: torch.Tensor) -> torch.Ten
     if not weight.is_meta:
         return weight[tokens.to(weight.device)].float()
     # Offloaded weights come when the module is called, and the rows are the gradients of their logits.
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         states = torch.zeros(
             len(tokens), weight.shape[1], dtype=weight.dtype, device=tokens.device, requires_grad=True
         )
-        chosen = lm_head(states).gather(-1, tokens[:, None].to(states.device)).sum()
-    return torch.autograd.grad(chosen, states)[0].float()
+        # A copy: what was made in inference mode cannot be kept for gradients.
+        chosen = lm_head(states).gather(-1, tokens[:, None].to(states.device, copy=True)).sum()
+        return torch.autograd.grad(chosen, states)[0].float()
 
 
 class ConceptRecorder:
