@@ -70,7 +70,9 @@ class Scope:
         """Bool, of the shape of the places."""
         reached = places.masked | places.clean if self.clean_rows else places.masked
         if self.rows is not None:
-            reached = reached & torch.isin(places.row, torch.tensor(sorted(self.rows), dtype=places.row.dtype))
+            reached = reached & torch.isin(
+                places.row, torch.tensor(sorted(self.rows), dtype=places.row.dtype, device="cpu")
+            )
         if self.window is not None:
             start, stop = self.window
             reached = reached & (places.offset >= start)
@@ -184,9 +186,14 @@ class AddDirection(SteeringHook):
             self.amount = None
             return
         reached = self.scope.of(places)
-        self.amount = (self.strength * reached)[..., None].to(device, self.direction.dtype)
+        self.amount = (self.strength * reached.to(self.direction.dtype))[..., None].to(device)
         touched = places[reached]
-        self.report.note(self.operation, self.layers, touched, torch.full(touched.shape, abs(self.strength)))
+        self.report.note(
+            self.operation,
+            self.layers,
+            touched,
+            torch.full(touched.shape, abs(self.strength), dtype=torch.float32, device="cpu"),
+        )
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
         if self.amount is None:
@@ -207,7 +214,12 @@ class SubtractFromLogits(SteeringHook):
         if found is None:
             return None
         places, at = found
-        self.report.note(self.operation, ("lm_head",), places, torch.full(places.shape, self.size))
+        self.report.note(
+            self.operation,
+            ("lm_head",),
+            places,
+            torch.full(places.shape, self.size, dtype=torch.float32, device="cpu"),
+        )
         vector = self.vector.to(output.device, output.dtype)
         if len(at[0]) == output[..., 0].numel():
             return output - vector
