@@ -80,15 +80,19 @@ def vocabulary_rows(lm_head: Any, tokens: torch.Tensor) -> torch.Tensor:
     """(n, D) rows of the vocabulary projection, float32, for (n,) tokens; its hooks are left out."""
     if is_plain(lm_head) and not lm_head.weight.is_meta:
         return lm_head.weight[tokens.to(lm_head.weight.device)].float()
-    states = torch.ones(len(tokens), lm_head.in_features, device=tokens.device, requires_grad=True)
+    with torch.inference_mode(False):
+        states = torch.ones(
+            len(tokens), lm_head.in_features, dtype=torch.float32, device=tokens.device, requires_grad=True
+        )
     if is_opaque(lm_head, states):
         return weight_rows(lm_head, tokens)
     # Adapters add to the weight, quantised ones hold other numbers, offloaded ones come when the module is called. In each case
     # the rows are the gradients of their logits.
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         logits = in_full_precision(lm_head.forward, states)
-        chosen = logits.gather(-1, tokens[:, None].to(logits.device)).sum()
-    return torch.autograd.grad(chosen, states)[0].detach()
+        # A copy: what was made in inference mode cannot be kept for gradients.
+        chosen = logits.gather(-1, tokens[:, None].to(logits.device, copy=True)).sum()
+        return torch.autograd.grad(chosen, states)[0].detach()
 
 
 class ConceptRecorder:

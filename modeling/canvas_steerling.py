@@ -57,7 +57,7 @@ class Canvas:
         self.undecided = self.tokens == mask_token
         self.given = ~self.undecided
         self.step_map = torch.full_like(self.tokens, -1)
-        self.log_probabilities = torch.zeros(len(self.tokens), dtype=torch.float32)
+        self.log_probabilities = torch.zeros(len(self.tokens), dtype=torch.float32, device="cpu")
         self.blocks = self._plan(steps or int(self.undecided.sum()), aligned)
         self.length = len(self.tokens)  # of the text, once an end has been found
         self.cached = 0  # first positions whose keys and values are final

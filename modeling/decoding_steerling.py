@@ -125,7 +125,7 @@ def _canvases_of(canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], dev
     """(n, T) canvas of each of n masked positions; mask tokens follow on the shorter ones."""
     rows = [canvas.tokens for canvas in canvases]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=canvases[0].mask_token)
-    counts = torch.tensor([len(positions) for positions in masked])
+    counts = torch.tensor([len(positions) for positions in masked], device="cpu")
     return padded.to(device).repeat_interleave(counts.to(device), dim=0)
 
 

@@ -258,7 +258,9 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         return SteerlingGenerateOutput(
             sequences=rows.tokens().to(device),
             step_map=rows.gather([canvas.step_map for canvas in canvases], -1).to(device),
-            tokens_per_forward=torch.tensor(decided, device=device) / torch.tensor(forwards, device=device),
+            tokens_per_forward=torch.tensor(
+                [count / passes for count, passes in zip(decided, forwards)], dtype=torch.float32, device=device
+            ),
             log_probabilities=rows.gather([canvas.log_probabilities for canvas in canvases], 0.0).to(device)
             if generation_config.output_scores
             else None,
@@ -362,7 +364,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             warpers.insert(0, EntropyTemperatureLogitsWarper(top_p))
         seeds = generation_config.seed
         if seeds is None:
-            seeds = torch.randint(2**63 - 1, (rows,)).tolist()
+            seeds = torch.randint(2**63 - 1, (rows,), device="cpu").tolist()
         elif isinstance(seeds, int):
             seeds = [(seeds + row) % 2**63 for row in range(rows)]
         elif len(seeds) != rows:

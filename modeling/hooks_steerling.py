@@ -73,7 +73,7 @@ class Scope:
         """Bool, of the shape of the places; `rows` are the numbers of the operation's rows, `None` for all."""
         reached = places.masked | places.clean if self.clean_rows else places.masked
         if rows is not None:
-            reached = reached & torch.isin(places.row, torch.tensor(sorted(rows), dtype=places.row.dtype))
+            reached = reached & torch.isin(places.row, torch.tensor(sorted(rows), dtype=places.row.dtype, device="cpu"))
         if self.window is not None:
             start, stop = self.window
             reached = reached & (places.offset >= start)
@@ -265,12 +265,12 @@ class Injection:
     def prepare(self, places: Places, device: torch.device, amounts: Injections) -> None:
         """Put what is added in a pass over these places into `amounts`."""
         reached = self.source.reach(places)
-        amount = (self.strength * reached)[..., None].to(device, self.direction.dtype)
+        amount = (self.strength * reached.to(self.direction.dtype))[..., None].to(device)
         for layer in self.layers:
             amounts.setdefault(layer - 1, []).append((amount, self.direction))
         touched = places[reached]
         names = tuple(f"layer {layer}" for layer in self.layers)
-        sizes = torch.full(touched.shape, abs(self.strength))
+        sizes = torch.full(touched.shape, abs(self.strength), dtype=torch.float32, device="cpu")
         self.source.report.note(self.source.operation.name, names, touched, sizes)
 
 
@@ -299,7 +299,7 @@ class SubtractFromLogits(SteeringHook):
         if found is None:
             return None
         places, at = found
-        self.note("lm_head", places, torch.full(places.shape, self.size))
+        self.note("lm_head", places, torch.full(places.shape, self.size, dtype=torch.float32, device="cpu"))
         vector = self.vector.to(output.device, output.dtype)
         if len(at[0]) == output[..., 0].numel():
             return output - vector

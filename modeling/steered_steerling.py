@@ -197,10 +197,10 @@ class Steering:
         same: dict[tuple[int, ...], list[int]] = {}
         for canvas in canvases:
             same.setdefault(tuple(canvas.tokens[: canvas.prompt_length].tolist()), []).append(canvas.index)
-        prompts = [torch.tensor(prompt, dtype=torch.long) for prompt in same]
+        prompts = [torch.tensor(prompt, dtype=torch.long, device="cpu") for prompt in same]
         mask = self.model.config.mask_token_id
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        positions = torch.arange(ids.shape[1], device="cpu").expand(ids.shape)
         call.rows = self._weigh_conditions(self.present(call), ids, ids != mask, positions, list(same.values()))
         call.states = {canvas.index: self._state(call, canvas) for canvas in canvases}
 
@@ -252,7 +252,7 @@ class Steering:
             canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
         )
         if lanes == 2:
-            places = places[torch.arange(len(positions)).repeat(2)]
+            places = places[torch.arange(len(positions), device="cpu").repeat(2)]
             places.blind[len(positions) :] = True
         self.context.states = self.context.logits = places
 
@@ -323,7 +323,7 @@ class Steering:
         first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
         zero = torch.zeros_like(positions)
         places = Places(
-            row=torch.arange(len(ids))[:, None].expand_as(ids),
+            row=torch.arange(len(ids), device="cpu")[:, None].expand_as(ids),
             position=positions,
             offset=positions - torch.where(noised, first, 0),
             masked=masked,
@@ -344,7 +344,7 @@ class Steering:
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             text = mask.cpu().bool()
         else:
-            text = torch.ones(len(ids), past + ids.shape[1], dtype=torch.bool)
+            text = torch.ones(len(ids), past + ids.shape[1], dtype=torch.bool, device="cpu")
         counted = (text.long().cumsum(-1) - 1)[:, past:]
         return text[:, past:], counted if positions is None else positions.cpu().expand(ids.shape)
 
@@ -538,9 +538,10 @@ def operations_by_row(model: Any, steering: Any, rows: int, copies: int) -> list
 def _places(canvases: Sequence[Canvas], repeats: list[int], positions: torch.Tensor, masked: torch.Tensor) -> Places:
     """Places of positions (rows, W) or (n,), where each canvas has so many rows, or so many of the n."""
     facts = torch.tensor(
-        [[canvas.index, canvas.prompt_length, canvas.committed, canvas.forwards] for canvas in canvases]
+        [[canvas.index, canvas.prompt_length, canvas.committed, canvas.forwards] for canvas in canvases],
+        device="cpu",
     )
-    lines = facts.repeat_interleave(torch.tensor(repeats), dim=0).T
+    lines = facts.repeat_interleave(torch.tensor(repeats, device="cpu"), dim=0).T
     row, prompt, committed, step = (lines[..., None] if positions.dim() == 2 else lines).expand(-1, *positions.shape)
     return Places(
         row=row,

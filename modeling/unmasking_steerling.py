@@ -209,7 +209,7 @@ class EntropyTemperatureLogitsWarper(LogitsProcessor):
         spread = torch.special.entr(probabilities).sum(dim=-1)
         mass = probabilities.sort(dim=-1, descending=True).values.cumsum(dim=-1)
         nucleus = (1 + (mass <= self.top_p).sum(dim=-1)).clamp(min=2)
-        temperature = 0.3 + 0.4 * (spread / nucleus.log()).clamp(max=1.0)
+        temperature = 0.3 + 0.4 * (spread / nucleus.to(spread).log()).clamp(max=1.0)
         return scores / temperature[:, None]
 
 
@@ -244,14 +244,14 @@ class ForbiddenPhrases:
     """
 
     def __init__(self, phrases: Sequence[Sequence[int]]):
-        self.phrases = [torch.tensor(phrase) for phrase in phrases]
+        self.phrases = [torch.tensor(phrase, device="cpu") for phrase in phrases]
 
     def forbid(self, tokens: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor) -> None:
         """Rule out, in (n, V) logits of n positions, what would complete a phrase on the (T,) canvas."""
         for phrase in self.phrases:
             for place, token in enumerate(phrase):
                 starts = positions - place
-                columns = starts[:, None] + torch.arange(len(phrase))
+                columns = starts[:, None] + torch.arange(len(phrase), device="cpu")
                 inside = (starts >= 0) & (columns[:, -1] < len(tokens))
                 present = tokens[columns.clamp(0, len(tokens) - 1)] == phrase
                 present[:, place] = True

@@ -371,7 +371,8 @@ def _log_probability(model: Any, answers: Sequence[_Answer]) -> tuple[float, int
         [
             [-1] * (longest - len(answer.ids)) + [0] * answer.given + [1] * (len(answer.ids) - answer.given)
             for answer in answers
-        ]
+        ],
+        device="cpu",
     )
     count = int(written.eq(1).sum())
     device = device_of(model)

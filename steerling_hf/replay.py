@@ -30,7 +30,7 @@ class Replay:
     def __init__(self, model: Any, trace: SteerlingTrace, positions: Sequence[int]):
         self.model, self.guidance_scale, self.mask = model, trace.guidance_scale, trace.mask_token
         self.steering: Any = None  # told of every pass
-        self.positions = torch.tensor(positions)
+        self.positions = torch.tensor(positions, device="cpu")
         self.canvases = [trace.before(position, index) for index, position in enumerate(positions)]
 
     @property
@@ -119,7 +119,7 @@ class Replay:
     ) -> torch.Tensor:
         """(rows, W, D) last hidden states of a pass that continues what is cached, and is cached."""
         start = 0 if cache is None else cache.get_seq_length()
-        places = torch.arange(start, start + embeddings.shape[1]).expand(len(embeddings), -1)
+        places = torch.arange(start, start + embeddings.shape[1], device="cpu").expand(len(embeddings), -1)
         steering, device = self.steering, embeddings.device
         with steering.window(canvases, lanes, places, masked, device) as injections:
             return self.model.transformer(

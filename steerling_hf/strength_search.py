@@ -1,5 +1,6 @@
 """How strong steering should be: its effect and what it costs in fluency, over a range of strengths."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -80,7 +81,7 @@ class StrengthTable(Sequence[StrengthTrial]):
             ValueError: The path does not end in `.svg`.
             FileNotFoundError: Its folder does not exist.
         """
-        fluency = torch.tensor([trial.fluency for trial in self.trials]).exp().tolist()
+        fluency = [math.exp(trial.fluency) for trial in self.trials]
         lines = {
             "effect": [(trial.strength, trial.effect) for trial in self.trials],
             "fluency": [(trial.strength, share) for trial, share in zip(self.trials, fluency)],
