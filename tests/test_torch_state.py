@@ -36,6 +36,7 @@ from steerling_hf import (
 )
 from steerling_hf.belief import ablate_concepts
 from steerling_hf.input_attribution import METHODS
+from steerling_hf.modeling.unmasking_steerling import EntropyTemperatureLogitsWarper
 from steerling_hf.trace_results import hit_of
 from steerling_hf.trace_vectors import trace_vectors
 
@@ -122,6 +123,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
     "sampled": lambda w: w.generate(
         w.ids, do_sample=True, temperature=0.8, top_k=50, entropy_temperature=True, top_p=0.9
     ),
+    "entropy temperature": lambda w: EntropyTemperatureLogitsWarper(0.9)(None, w.written.attributions.logits),
     "seedless": lambda w: [torch.manual_seed(0), w.generate(w.ids, do_sample=True, seed=None)][1],
     "guided": lambda w: w.generate(w.ids, guidance_scale=1.5, use_cache=False, **WHOLE),
     "steered": lambda w: w.generate(
@@ -170,7 +172,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
         hit_of(w.row, v.dense[0], v.sparse()[0], "hybrid", None),
     ),
     "ablate_concepts": lambda w: ablate_concepts(
-        w.model, w.written.traces[0], w.written.traces[0].decided[:2], [3, 25]
+        w.model, w.written.traces[0], w.written.traces[0].decided[:2].tolist(), [3, 25]
     ),
     "saved trace": lambda w: attribute_inputs(
         w.model, type(t := w.written.traces[0]).from_dict(t.to_dict()), n_steps=2
