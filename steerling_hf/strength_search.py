@@ -15,6 +15,7 @@ from .fluency import text_fluency
 from .modeling.lookup_steerling import device_of
 from .modeling.steering_steerling import Operation
 from .plots import line_plot
+from .torch_state import PlainTensors
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def search_strength(
 
     for strength in strengths if strengths is not None else between or ():
         changed(strength).check(model.config)
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
+    with PlainTensors():
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    inputs = inputs.to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
         output = model.generate(**inputs, steering=changed(strength), **{"tokenizer": tokenizer, **generation})

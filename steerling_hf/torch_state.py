@@ -12,17 +12,17 @@ from torch.overrides import TorchFunctionMode
 
 class PlainTensors(TorchFunctionMode):
     """
-    Within this context `torch.tensor` makes tensors on the CPU, of numbers with a fraction in float32, whatever the defaults
-    are. It is the thread's own: another thread's defaults stay.
+    Within this context captum and tokenizers make tensors on the CPU, and numbers with a fraction are float32, whatever the
+    defaults are. It is the thread's own: another thread's defaults stay.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """The call, with what it leaves open."""
         given = dict(kwargs or {})
-        if func is torch.tensor:
+        if func in (torch.tensor, torch.linspace):
             given.setdefault("device", "cpu")
-            data = args[0] if args else given["data"]
-            if isinstance(data, list) and data and type(data[0]) is float:
+            data = args[0] if args else given.get("data")
+            if func is torch.linspace or (isinstance(data, list) and data and type(data[0]) is float):
                 given.setdefault("dtype", torch.float32)
         return func(*args, **given)
 
