@@ -11,15 +11,18 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .compatibility_steerling import CACHE_NAME, accept_past_key_values
 from .concepts_steerling import SteerlingConceptTable
-from .configuration_steerling import SteerlingConfig
+from .configuration_steerling import SteerlingConfig, name_embedding_for_peft
 from .outputs_steerling import SteerlingBackboneOutput
 from .packing_steerling import multiply
+from .texts_steerling import drop_packing_hints, number_blocks, number_texts
 
+logger = logging.get_logger(__name__)
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
 
@@ -222,6 +225,29 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.base_model.lm_head = new_embeddings
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in the library; a vocabulary projection that was trained apart from the embedding is stored beside it."""
+        self.note_untied()
+        super().save_pretrained(*args, **kwargs)
+
+    def note_untied(self) -> None:
+        """Let the configuration say whether the vocabulary projection is still the token embedding."""
+        embedding, head = (
+            getattr(module, "weight", None) for module in (self.get_input_embeddings(), self.get_output_embeddings())
+        )
+        alone = getattr(self, "_hf_peft_config_loaded", False)  # adapters are stored without these
+        # What is sharded, quantised or offloaded cannot be compared here.
+        plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (embedding, head))
+        untied = plain and embedding is not head and not torch.equal(embedding, head.to(embedding))
+        if self.config.weight_sharing and untied and not alone:
+            logger.warning(
+                "The vocabulary projection differs from the token embedding, which the configuration ties: it now says "
+                "tie_word_embeddings=False, and both are stored."
+            )
+            self.config.weight_sharing = False
+        if not self.config.weight_sharing:
+            self._keys_to_ignore_on_save = set()
+
 
 class SteerlingModel(SteerlingPreTrainedModel):
     """
@@ -236,6 +262,7 @@ class SteerlingModel(SteerlingPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         config.check()
+        name_embedding_for_peft()
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
         self.ln_f = make_norm(config, config.n_embd)
@@ -263,18 +290,26 @@ class SteerlingModel(SteerlingPreTrainedModel):
         """
         Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
         (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
-        reads under the key "full_attention" of a dictionary, `None` if all is visible. `injections` is what steering adds behind
-        blocks, by their numbers from 0.
+        reads under the key "full_attention" of a dictionary, `None` if all is visible. Rows of packed texts have no cache.
+        `injections` is what steering adds behind blocks, by their numbers from 0.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        drop_packing_hints(kwargs, position_ids)
         if inputs_embeds is None:
             inputs_embeds = self.tok_emb(input_ids)
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        texts = self._packed_texts(inputs_embeds, attention_mask, position_ids)
+        if texts is not None:
+            if cache is not None:
+                raise ValueError(
+                    "`cache` is given with `position_ids` that do not grow by one, which are several texts in a row: a cache "
+                    "holds one text a row. Leave it out, or give each text a row of its own."
+                )
+        elif self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache = None  # a layer that is computed twice would write it twice
         elif use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache)
+        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache, texts)
         rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
         hidden_states = inputs_embeds
         for number, block in enumerate(self.blocks):
@@ -288,19 +323,35 @@ class SteerlingModel(SteerlingPreTrainedModel):
             )
         return SteerlingBackboneOutput(last_hidden_state=self.ln_f(hidden_states), cache=cache)
 
-    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, cache):
+    @staticmethod
+    def _packed_texts(inputs_embeds, attention_mask, position_ids) -> torch.Tensor | None:
+        """Number of each token's text in its row, (B, T), or `None` if each row is one text."""
+        flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
+        if position_ids is None or not flat:
+            return None
+        batch, time = inputs_embeds.shape[:2]
+        texts = number_texts(
+            position_ids.expand(batch, -1), None if attention_mask is None else attention_mask[:, -time:]
+        )
+        # What is compiled for any positions takes them for several texts, which is right for one as well.
+        return texts if torch.compiler.is_compiling() or texts.any() else None
+
+    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, cache, texts):
         """The mask that attention reads, and the (B, T) positions of the tokens."""
         if isinstance(attention_mask, dict):
             return attention_mask["full_attention"], position_ids
         batch, time = inputs_embeds.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
         key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
+        # Blocks join what the other rules part, so those of packed texts have numbers of their own.
+        size = self.config.diff_block_size
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             **{CACHE_NAME: cache},
-            block_sequence_ids=key_positions // self.config.diff_block_size,
+            and_mask_function=None if texts is None else _same_text(texts),
+            block_sequence_ids=key_positions // size if texts is None else number_blocks(texts, key_positions, size),
         )
         return mask, key_positions[:, past:] if position_ids is None else position_ids
 
@@ -312,6 +363,15 @@ class SteerlingModel(SteerlingPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return torch.arange(length, device=device).expand(batch, -1)
+
+
+def _same_text(texts: torch.Tensor) -> Callable:
+    """Which key a query may see in rows of several texts."""
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        return texts[batch_idx, q_idx] == texts[batch_idx, kv_idx]
+
+    return visible
 
 
 __all__ = ["SteerlingModel", "SteerlingPreTrainedModel"]

@@ -1,6 +1,8 @@
 """Steerling: a block-causal masked-diffusion language model whose last hidden state is a sum of named concepts."""
 
 import os
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,26 +20,34 @@ from .loss_steerling import (
     NoisedBatch,
     check_concept_labels,
     concept_loss,
-    diffusion_loss,
     encode,
     noise_batch,
+    weighted_nll,
 )
 from .outputs_steerling import SteerlingConcepts, SteerlingOutput
 from .packing_steerling import multiply
+from .texts_steerling import drop_packing_hints
+from .training_steerling import (
+    NOT_SHIFTED,
+    SteerlingTokenLosses,
+    SteerlingTrainingMixin,
+    hide_from_class,
+    token_losses,
+)
 
 # Of more concepts than these, some are most likely among a position's strongest, and their head is scored as a whole anyway.
 FEW_CONCEPTS = 64
 
 # Arguments that the loss would ignore, and why it cannot take them.
 NOT_WITH_LABELS = {
-    "position_ids": "a row of training is one text from its first position on, and texts packed into a row would see each other",
     "cache": "a row of training is computed as a whole",
     "inputs_embeds": "training masks tokens, so it needs `input_ids`; in place of prompt tuning, which brings embeddings, use LoRA",
     "output_concepts": "training returns its losses alone",
+    "output_attentions": "a row is computed beside a clean copy of its blocks, so that its attention has more keys than tokens",
 }
 
 
-class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel):
+class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, SteerlingPreTrainedModel):
     """Steerling with its concept heads: loss, logits, concepts and `generate`."""
 
     transformer: SteerlingModel
@@ -95,6 +105,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 "quantise it when it is loaded, or use bitsandbytes or torchao, whose weights can be saved."
             )
         if not self.config.interpretable and not adapters:
+            self.note_untied()
             prefix = f"{self.base_model_prefix}."
             state_dict = self.state_dict() if state_dict is None else state_dict
             state_dict = {name.removeprefix(prefix): weight for name, weight in state_dict.items()}
@@ -102,6 +113,18 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                 state_dict.pop("lm_head.weight", None)
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args, **kwargs) -> Any:
+        """As in torch; a bare backbone's names may lack their prefix, as `save_pretrained` stores them."""
+        if not self.config.interpretable:
+            prefix, metadata = f"{self.base_model_prefix}.", getattr(state_dict, "_metadata", None)
+            state_dict = OrderedDict(
+                (prefix + name.removeprefix(prefix), weight) for name, weight in state_dict.items()
+            )
+            if metadata is not None:
+                state_dict._metadata = metadata  # type: ignore[attr-defined]
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @hide_from_class("concept_labels")
     @accept_past_key_values
     @can_return_tuple
     def forward(
@@ -127,36 +150,47 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         Args:
             input_ids: (B, T) token ids; positions to predict hold the mask token.
             attention_mask: (B, T), 1 for tokens and 0 for padding on either side, or a prepared (B, 1, T, keys) mask.
-            position_ids: (B, T) places in the row, from which the attention grid follows. By default tokens are counted,
-                padding left out.
+            position_ids: (B, T) or (1, T) places in the row, from which the attention grid follows. By default tokens are
+                counted, padding left out. Where they do not grow by one a new text begins: packed texts see nothing of each
+                other, have no cache, and with `labels` start at 0.
             cache: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
-                `logits` are not computed. Refused beside them: `position_ids`, `cache`, `inputs_embeds` and
-                `output_concepts`. Where `input_ids` hold the mask token at labelled positions, these are the noise of
-                the row; for other rows it is drawn from torch's global generator. Other masks stay masks for every block.
+                `logits` are not computed. A batch without labelled positions has the loss 0. Refused beside them: `cache`,
+                `inputs_embeds`, `output_concepts` and `output_attentions`. Where `input_ids` hold the mask token at labelled
+                positions, these are the noise of the text; for other texts it is drawn from torch's global generator. Other
+                masks stay masks for every block.
             concept_labels: (B, T, K) ids of the known concepts of each position, each once, filled up with -100; a position without
                 any is not annotated. Positions without a label may be annotated, as a prompt is. Needs `labels`.
             noise_mask: (B, T) bool, the positions to mask, in place of drawn noise (a collator's choice).
             noisy_context: (B, ceil(T / diff_block_size)) bool, blocks that see the block before them as noised, as
-                happens at generation when a generation block straddles the attention grid.
+                happens at generation when a generation block straddles the attention grid. Not for packed texts.
             use_cache: Whether to return a cache.
             output_concepts: Whether to return the decomposition of the hidden states.
             logits_to_keep: Compute logits of the last so many positions (0: all), or of these positions (1-D tensor).
             num_items_in_batch: Target tokens of the whole optimisation step, which Trainer gives under gradient accumulation.
 
         Raises:
-            ValueError: An argument has the wrong shape or values; the message says which.
+            TypeError: An argument is of the wrong type; the message says which.
+            ValueError: An argument has the wrong shape or values, or comes from a trainer whose loss this model has not.
         """
+        fused = kwargs.pop("fused_lm_head", False)
+        if kwargs.pop("shift_labels", None) is not None:
+            raise ValueError(NOT_SHIFTED)
+        drop_packing_hints(kwargs, position_ids)
         if labels is not None:
-            beside = {"position_ids": position_ids, "cache": cache, "inputs_embeds": inputs_embeds}
-            for name, given in {**beside, "output_concepts": output_concepts or None}.items():
+            attentions = kwargs.get("output_attentions", self.config.output_attentions)
+            beside = {"cache": cache, "inputs_embeds": inputs_embeds, "output_concepts": output_concepts or None}
+            for name, given in {**beside, "output_attentions": attentions or None}.items():
                 if given is not None:
                     raise ValueError(f"`{name}` cannot be given with `labels`: {NOT_WITH_LABELS[name]}.")
+            if fused:
+                self._check_fused()
             return self._training_forward(
-                noise_batch(self.config, input_ids, labels, attention_mask, noise_mask, noisy_context),
+                noise_batch(self.config, input_ids, labels, attention_mask, noise_mask, noisy_context, position_ids),
                 concept_labels,
                 num_items_in_batch,
+                fused,
                 **kwargs,
             )
         training = {"concept_labels": concept_labels, "noise_mask": noise_mask, "noisy_context": noisy_context}
@@ -166,6 +200,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
                     f"`{name}` without `labels` has no loss to enter; give `labels` as well. (Trainer takes them away under "
                     "`label_smoothing_factor` and `compute_loss_func`: leave these out.)"
                 )
+        self._check_unlabelled(input_ids, num_items_in_batch is not None, fused, use_cache)
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -261,21 +296,29 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             unknown_weights=unknown.weights if unknown is not None else None,
         )
 
-    def _training_forward(self, batch: NoisedBatch, concept_labels, num_items_in_batch, **kwargs) -> SteerlingOutput:
+    def _training_forward(
+        self, batch: NoisedBatch, concept_labels, num_items_in_batch, fused: bool, **kwargs
+    ) -> SteerlingOutput | SteerlingTokenLosses:
         if concept_labels is not None:
             check_concept_labels(self.config, concept_labels, batch.noised)
-        hidden = encode(self.transformer, self.config, batch, **kwargs)
+        outputs = encode(self.transformer, self.config, batch, **kwargs)
+        hidden = outputs.last_hidden_state
         noised = (batch.labels != IGNORE_INDEX).to(hidden.device)
         logits = self.compute_logits(hidden[noised])
         total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch
-        total = torch.as_tensor(total, device=logits.device)
-        bound = diffusion_loss(logits, batch, total)
-        loss = bound
+        # A batch without targets has the loss 0, and gradients of 0.
+        total = torch.as_tensor(total, device=logits.device).clamp(min=1)
+        nll = weighted_nll(logits, batch)
+        bound = nll.sum() / total
+        concepts = torch.zeros_like(bound)
         if self.known_head is not None:
             weights = batch.concept_weights().to(hidden.device)
             heads = (self.known_head, self.unknown_head)
-            loss = loss + concept_loss(self.config, *heads, hidden, weights, concept_labels).to(bound.device) / total
-        return SteerlingOutput(loss=loss, diffusion_loss=bound.detach())
+            concepts = concept_loss(self.config, *heads, hidden, weights, concept_labels).to(bound.device)
+        loss = bound + concepts / total
+        if fused:
+            return token_losses(logits, batch, nll, concepts, loss)
+        return SteerlingOutput(loss=loss, diffusion_loss=bound.detach(), hidden_states=outputs.hidden_states)
 
 
 def _is_hooked(module: nn.Module) -> bool:
