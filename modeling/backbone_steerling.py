@@ -19,6 +19,8 @@ from .configuration_steerling import SteerlingConfig
 from .outputs_steerling import SteerlingBackboneOutput
 from .packing_steerling import SteerlingLinear
 
+# Beyond this, a position's inner MLP state is scaled down in float16, which ends at 65,504.
+LARGEST_INNER = 1024.0
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
 
@@ -149,13 +151,25 @@ class SteerlingMLP(nn.Module):
         self.c_fc = SteerlingLinear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
         self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
+        # The norm behind takes out any factor, as long as no bias was added to it.
+        self.scale_free = self.gated and config.norm_order == "post" and not config.use_bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         inner = self.c_fc(hidden_states)
-        if self.gated:
-            up, gate = inner.chunk(2, dim=-1)
-            return self.c_proj(self.activation(gate) * up)
-        return self.c_proj(self.activation(inner))
+        if not self.gated:
+            return self.c_proj(self.activation(inner))
+        up, gate = inner.chunk(2, dim=-1)
+        if self.scale_free and inner.dtype == torch.float16:
+            return self.c_proj(self._product_in_range(up, gate))
+        return self.c_proj(self.activation(gate) * up)
+
+    def _product_in_range(self, up: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """
+        The gated product of float16 states. It grows with the square of the hidden states, so strong steering drives it, or its
+        projection, out of range; such positions are divided by a number each.
+        """
+        product = self.activation(gate.float()) * up.float()
+        return (product / (product.abs().amax(dim=-1, keepdim=True) / LARGEST_INNER).clamp(min=1)).to(up.dtype)
 
 
 class SteerlingBlock(GradientCheckpointingLayer):

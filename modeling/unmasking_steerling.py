@@ -8,6 +8,19 @@ import torch
 from transformers import LogitsProcessor
 
 
+class UndecidableError(ValueError):
+    """
+    Logits of a position say nothing: none of them is finite, or one is infinite or not a number.
+
+    Args:
+        index: Which of the positions.
+    """
+
+    def __init__(self, index: int):
+        super().__init__(f"The logits of position {index} say nothing: one is inf or NaN, or all are -inf.")
+        self.index = index
+
+
 class UnmaskingRule(ABC):
     """
     Chooses the positions that a step decides. Any callable of the same signature will do in its place.
@@ -31,9 +44,9 @@ class UnmaskingRule(ABC):
         """
 
 
-# Logits of one position differ by so much with the number of rows that are computed beside it, in float32: 256 units in the last
-# place of 1. Measured: up to 8. Gaps between positions or tokens that really differ are 1,000 times as wide and more.
-LOGIT_ROUNDING = 2.0**-15
+# How far logits that are equal may come apart in float32, where products sum up in an order that depends on how many rows are
+# computed together: measured at 1e-6, and more in wide models whose logits are large. Real gaps, 0.01 and more, are far above.
+LOGIT_ROUNDING = 2.0**-13
 # The same for probabilities, margins and entropies (nats) where no logit counts any more, such as two probabilities near 1.
 SCORE_ROUNDING = 2.0**-21
 
@@ -59,8 +72,12 @@ def ranked(scores: torch.Tensor, slack: torch.Tensor, best: float = 1.0) -> tupl
     Returns:
         (n,) scores from the best to the worst, equals with that of the best of them, and the (n,) indices of the positions;
         both on the CPU, where a step needs the indices anyway.
+
+    Raises:
+        UndecidableError: A score is not a number.
     """
     both = torch.stack((scores * best, slack)).cpu()
+    refuse_nan(both[0])
     order = both[0].sort(descending=True, stable=True).indices
     levels: list[float] = []
     groups: list[list[int]] = []
@@ -73,6 +90,13 @@ def ranked(scores: torch.Tensor, slack: torch.Tensor, best: float = 1.0) -> tupl
         levels.append(level)
     places = [index for group in groups for index in sorted(group)]
     return torch.tensor(levels, dtype=scores.dtype) * best, torch.tensor(places)
+
+
+def refuse_nan(scores: torch.Tensor) -> None:
+    """Raise an `UndecidableError` for the first of (n,) scores that is not a number, as those of useless logits are."""
+    useless = scores.isnan()
+    if useless.any():
+        raise UndecidableError(int(useless.nonzero()[0]))
 
 
 def ranked_by_confidence(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,11 +233,17 @@ def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
     if callable(own):
 
         def checked(logits: torch.Tensor, count: int) -> torch.Tensor:
-            chosen = torch.as_tensor(own(logits, count), device=logits.device)
+            best = logits.amax(dim=-1).cpu()
+            refuse_nan(best - best)  # which is NaN for inf as well
+            answer = own(logits, count)
+            try:
+                chosen = torch.as_tensor(answer).cpu()
+            except (TypeError, ValueError, RuntimeError):
+                chosen = torch.empty(0)
             whole = chosen.dtype == torch.long and chosen.dim() == 1 and 0 < len(chosen.unique()) == len(chosen)
             if not whole or chosen.min() < 0 or chosen.max() >= len(logits):
                 raise ValueError(
-                    f"`unmasking` chose {chosen!r} of {len(logits)} positions: a rule returns one or more distinct indices "
+                    f"`unmasking` chose {answer!r} of {len(logits)} positions: a rule returns one or more distinct indices "
                     f"from 0 to {len(logits) - 1}."
                 )
             return chosen
@@ -295,6 +325,32 @@ class TokenSampler:
         return torch.multinomial(probabilities, 1, generator=self.generators[row])[:, 0]
 
 
+def completions(
+    sequence: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+) -> list[tuple[int, torch.Tensor]]:
+    """
+    Where a token would complete a sequence.
+
+    Args:
+        sequence: (k,) token ids.
+        tokens: (T,) canvas.
+        positions: (n,) positions of it.
+
+    Returns:
+        Each token of the sequence, once, with (n,) truth values: at which positions it would.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for place, token in enumerate(sequence.tolist()):
+        starts = positions - place
+        columns = starts[:, None] + torch.arange(len(sequence))
+        inside = (starts >= 0) & (columns[:, -1] < len(tokens))
+        present = tokens[columns.clamp(0, len(tokens) - 1)] == sequence
+        present[:, place] = True
+        completed = inside & present.all(dim=-1)
+        found[token] = found[token] | completed if token in found else completed
+    return list(found.items())
+
+
 class ForbiddenPhrases:
     """
     Keeps phrases of several tokens out of a text whose positions are decided in any order: the last of a phrase's
@@ -310,13 +366,8 @@ class ForbiddenPhrases:
     def forbid(self, tokens: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor) -> None:
         """Rule out, in (n, V) logits of n positions, what would complete a phrase on the (T,) canvas."""
         for phrase in self.phrases:
-            for place, token in enumerate(phrase):
-                starts = positions - place
-                columns = starts[:, None] + torch.arange(len(phrase))
-                inside = (starts >= 0) & (columns[:, -1] < len(tokens))
-                present = tokens[columns.clamp(0, len(tokens) - 1)] == phrase
-                present[:, place] = True
-                logits[(inside & present.all(dim=-1)).to(logits.device), token] = -torch.inf
+            for token, completed in completions(phrase, tokens, positions):
+                logits[completed.to(logits.device), token] = -torch.inf
 
     def compatible(self, tokens: torch.Tensor, positions: torch.Tensor, drawn: torch.Tensor) -> int:
         """How many of the tokens drawn for a step can be written before one completes a phrase together with others."""
@@ -349,7 +400,9 @@ __all__ = [
     "MarginRule",
     "ThresholdRule",
     "TokenSampler",
+    "UndecidableError",
     "UnmaskingRule",
+    "completions",
     "make_rule",
     "share_steps",
 ]
