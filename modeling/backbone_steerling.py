@@ -23,6 +23,8 @@ from .packing_steerling import multiply
 from .texts_steerling import drop_packing_hints, number_blocks, number_texts
 
 logger = logging.get_logger(__name__)
+# Beyond this, a position's inner MLP state is scaled down in float16, which ends at 65,504.
+LARGEST_INNER = 1024.0
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
 
@@ -155,13 +157,25 @@ class SteerlingMLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
         self.c_proj = residual_projection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
+        # The norm behind takes out any factor, as long as no bias was added to it.
+        self.scale_free = self.gated and config.norm_order == "post" and not config.use_bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         inner = multiply(self.c_fc, hidden_states)
-        if self.gated:
-            up, gate = inner.chunk(2, dim=-1)
-            return multiply(self.c_proj, self.activation(gate) * up)
-        return multiply(self.c_proj, self.activation(inner))
+        if not self.gated:
+            return multiply(self.c_proj, self.activation(inner))
+        up, gate = inner.chunk(2, dim=-1)
+        if self.scale_free and inner.dtype == torch.float16:
+            return multiply(self.c_proj, self._product_in_range(up, gate))
+        return multiply(self.c_proj, self.activation(gate) * up)
+
+    def _product_in_range(self, up: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """
+        The gated product of float16 states. It grows with the square of the hidden states, so strong steering drives it, or its
+        projection, out of range; such positions are divided by a number each.
+        """
+        product = self.activation(gate.float()) * up.float()
+        return (product / (product.abs().amax(dim=-1, keepdim=True) / LARGEST_INNER).clamp(min=1)).to(up.dtype)
 
 
 class SteerlingBlock(GradientCheckpointingLayer):

@@ -73,7 +73,9 @@ class Scope:
         """Bool, of the shape of the places; `rows` are the numbers of the operation's rows, `None` for all."""
         reached = places.masked | places.clean if self.clean_rows else places.masked
         if rows is not None:
-            reached = reached & torch.isin(places.row, torch.tensor(sorted(rows), dtype=places.row.dtype, device="cpu"))
+            reached = reached & torch.isin(
+                places.row, torch.tensor(sorted(rows), dtype=places.row.dtype, device="cpu")
+            )
         if self.window is not None:
             start, stop = self.window
             reached = reached & (places.offset >= start)

@@ -307,7 +307,9 @@ class SetConcepts(Operation):
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """A hook on each head that has some of the concepts, and one on the residual if it has to go."""
         for head, indices in split_concepts(model, _as_tuple(self.concepts)):
-            hook = ChangeWeights(head_name(model, head), torch.tensor(indices, device="cpu"), self.mode, self.value, hooks)
+            hook = ChangeWeights(
+                head_name(model, head), torch.tensor(indices, device="cpu"), self.mode, self.value, hooks
+            )
             hooks.put(head, hook)
         if not self.keep_epsilon:
             hooks.put(model.residual, DropResidual(hooks))
