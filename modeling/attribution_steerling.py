@@ -11,7 +11,7 @@ from .canvas_steerling import Canvas, Rows
 from .outputs_steerling import SteerlingConcepts
 from .packing_steerling import multiply
 from .precision_steerling import in_full_precision
-from .quantized_steerling import is_opaque, is_plain, weight_rows
+from .quantized_steerling import is_opaque, is_quantized, weight_rows
 
 # Decided tokens whose hidden states wait to be decomposed together: the concept tables are read once for all of them.
 TOGETHER = 256
@@ -78,8 +78,9 @@ def attribute_logits(
 
 def vocabulary_rows(lm_head: Any, tokens: torch.Tensor) -> torch.Tensor:
     """(n, D) rows of the vocabulary projection, float32, for (n,) tokens; its hooks are left out."""
-    if is_plain(lm_head) and not lm_head.weight.is_meta:
-        return lm_head.weight[tokens.to(lm_head.weight.device)].float()
+    weight = lm_head.weight
+    if type(lm_head) is torch.nn.Linear and not weight.is_meta and not is_quantized(weight):
+        return weight[tokens.to(weight.device)].float()
     with torch.inference_mode(False):
         states = torch.ones(
             len(tokens), lm_head.in_features, dtype=torch.float32, device=tokens.device, requires_grad=True

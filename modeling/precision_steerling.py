@@ -1,6 +1,7 @@
 """Products in full precision with weights that are kept in half of it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -38,8 +39,8 @@ def in_full_precision(layer: Callable, states: torch.Tensor) -> torch.Tensor:
     Returns:
         (..., rows), float32.
     """
-    device = states.device.type
-    with torch.autocast(device, enabled=False), _FullPrecision():
+    kind = states.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext(), _FullPrecision():
         return layer(states.float()).float()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Columns of a weight that are computed at a time.
 PIECE = 512
@@ -13,17 +14,24 @@ PROBED = 8
 _OPAQUE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one with a weight that is one tensor, on whatever device."""
-    return type(layer) is nn.Linear and type(layer._parameters.get("weight")) is nn.Parameter
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a tensor is made of: several for most quantised weights (numbers, scales), otherwise itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts_of(getattr(tensor, name))]
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is kept in integers or in numbers of one byte."""
+    return any(not part.is_floating_point() or part.element_size() == 1 for part in parts_of(weight))
 
 
 def is_opaque(layer: nn.Module, states: torch.Tensor) -> bool:
-    """Whether gradients with respect to states like these are lost in a layer, which nobody would tell."""
-    if is_plain(layer):
-        return False
-    linear = (part for part in layer.modules() if part._parameters.get("weight") is not None and not is_plain(part))
-    return any(_loses_gradients(part, states) for part in linear)
+    """Whether gradients with respect to states like these are lost in a quantised layer, which nobody would tell."""
+    weights = ((part, part._parameters.get("weight")) for part in layer.modules())
+    return any(
+        weight is not None and is_quantized(weight) and _loses_gradients(part, states) for part, weight in weights
+    )
 
 
 def _loses_gradients(layer: nn.Module, states: torch.Tensor) -> bool:
@@ -87,4 +95,4 @@ class _Product(torch.autograd.Function):
         return torch.cat([gradient @ part.T for part in _columns(ctx.layer, like)], dim=-1), None
 
 
-__all__ = ["is_opaque", "is_plain", "multiply_opaque", "weight_rows"]
+__all__ = ["is_opaque", "is_quantized", "multiply_opaque", "parts_of", "weight_rows"]

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import DynamicCache
 
 from .modeling.attribution_steerling import vocabulary_rows
 from .modeling.canvas_steerling import Canvas
 from .modeling.lookup_steerling import device_of
+from .modeling.quantized_steerling import parts_of
 from .modeling.trace_steerling import SteerlingTrace
 from .modes import evaluating, frozen
 from .shared_prefix import beginnings, read_prefix
@@ -196,10 +196,10 @@ def alike(replaying: Replay) -> list[list[int]]:
 def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
     """Bytes that autograd keeps of a call of `function`, each storage counted once and the model's own weights not at all."""
     storages: dict[int, int] = {}
-    own = {storage.data_ptr() for weight in (*model.parameters(), *model.buffers()) for storage in storages_of(weight)}
+    own = {storage.data_ptr() for weight in (*model.parameters(), *model.buffers()) for storage in _storages(weight)}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        for storage in storages_of(tensor):
+        for storage in _storages(tensor):
             if storage.data_ptr() not in own:
                 storages[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -210,9 +210,5 @@ def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
     return sum(storages.values())
 
 
-def storages_of(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
-    """Where a tensor keeps its numbers: several places if it is made of other tensors, as quantised weights are."""
-    if is_traceable_wrapper_subclass(tensor):
-        names = tensor.__tensor_flatten__()[0]
-        return [storage for name in names for storage in storages_of(getattr(tensor, name))]
-    return [] if tensor.is_sparse else [tensor.untyped_storage()]
+def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    return [part.untyped_storage() for part in parts_of(tensor) if not part.is_sparse]
