@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model
+from steerling_hf.modeling.unmasking_steerling import EntropyTemperatureLogitsWarper
 
 from steerling_hf import (
     Amplify,
@@ -36,7 +37,6 @@ from steerling_hf import (
 )
 from steerling_hf.belief import ablate_concepts
 from steerling_hf.input_attribution import METHODS
-from steerling_hf.modeling.unmasking_steerling import EntropyTemperatureLogitsWarper
 from steerling_hf.trace_results import hit_of
 from steerling_hf.trace_vectors import trace_vectors
 
