@@ -129,11 +129,11 @@ def _build(options: argparse.Namespace) -> None:
         )
         total = len(index)
     if options.json:
-        print(json.dumps({**asdict(report), "total": total, "index": options.index}))
+        print(json.dumps({**asdict(report), "total": total, "index": index.uri}))
     else:
         print(
             f"{report.documents} documents, {report.chunks} chunks, {report.added} of them new: "
-            f"{total} chunks in {options.index}"
+            f"{total} chunks in {index.uri}"
         )
 
 
@@ -142,9 +142,7 @@ def _query(options: argparse.Namespace) -> None:
     where = _where(options.where)
     with open_index(options) as index:
         if index.info is None:
-            raise FileNotFoundError(
-                f"There is no index at {options.index!r}: build one with `steerling-hf trace build`."
-            )
+            raise FileNotFoundError(f"There is no index at {index.uri!r}: build one with `steerling-hf trace build`.")
         model, tokenizer = loading.load(options.model)
         catalog = (
             ConceptCatalog.from_pretrained(options.labels).fit(model.config)

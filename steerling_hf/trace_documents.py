@@ -61,7 +61,7 @@ def read_documents(documents: Any, text: str = "text", source: str = "source") -
     if isinstance(documents, str | Path):
         files = _files(Path(documents))
         return (document for file in files for document in _read_file(file, _name(file, documents), text, source))
-    if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
+    if isinstance(documents, Mapping | bytes | bytearray) or not isinstance(documents, Iterable):
         raise ValueError(
             f"`documents` is a {type(documents).__name__}: give a dataset, a path, or an iterable of records or texts."
         )
@@ -210,7 +210,7 @@ def _of_record(record: Any, text: str, source: str, place: str, default: str) ->
 def _checked(document: TraceDocument, place: str) -> TraceDocument:
     import orjson  # with which pymilvus packs metadata
 
-    document = replace(document, text=_as_unicode(document.text), source=_as_unicode(document.source))
+    document = replace(document, text=as_unicode(document.text), source=as_unicode(document.source))
     size = len(document.source.encode())
     if size > MAX_SOURCE:
         raise ValueError(f"{place} has a source of {size} bytes: an index keeps {MAX_SOURCE}, so shorten it.")
@@ -223,7 +223,7 @@ def _checked(document: TraceDocument, place: str) -> TraceDocument:
     return document
 
 
-def _as_unicode(text: str) -> str:
+def as_unicode(text: str) -> str:
     """Lone surrogates, which JSON can hold and UTF-8 cannot, as replacement characters; so does the tokenizer read them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

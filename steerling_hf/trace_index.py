@@ -7,22 +7,27 @@ What it measures is similarity: a document that is like an answer may or may not
 from __future__ import annotations
 
 import hashlib
+import math
+import re
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tqdm import tqdm
 
-from .checks import check_positive
+from .checks import check_positive, check_text
 from .embeddings import KINDS as EMBEDDINGS
 from .fingerprint import concept_fingerprint
+from .trace_address import read_address
 from .trace_documents import chunks_of, read_documents
-from .trace_engine import TraceEngine
+from .trace_engine import TraceEngine, open_engine
 from .trace_filter import expression
 from .trace_results import Trace, hit_of, ranked
-from .trace_store import IndexInfo, TraceStore
+from .trace_store import PAGE, IndexInfo, TraceStore, store_of
 from .trace_vectors import TraceVectors, trace_vectors
 
 if TYPE_CHECKING:
@@ -67,11 +72,15 @@ class TraceIndex:
             print(index.trace(model, tokenizer, "You can call 555-0142.", k=5).hits[0])
 
     What it finds is similarity in the model's own concept space, not causal influence. An index remembers whose vectors it
-    holds and refuses another model's.
+    holds and refuses another model's. Threads may share an index: one that is being built answers from what it has so far.
+
+    Attributes:
+        uri: Where it is, without a password.
 
     Args:
-        uri: "./index.db", a folder of the embedded engine, which one process at a time can open; or "http://host:19530", a
-            Milvus server.
+        uri: "./index.db", a folder of the embedded engine, which one process at a time can open, with any number of
+            `TraceIndex` objects; or "http://host:19530", a Milvus server. A password in it ("http://user:password@host:19530")
+            is shown nowhere.
         token: The server's token, or "user:password".
         collection: Name of the collection; a server can have several.
         timeout: Seconds to wait for a server.
@@ -85,14 +94,22 @@ class TraceIndex:
     def __init__(
         self, uri: str, token: str | None = None, collection: str = "steerling_documents", timeout: float = 10
     ):
-        self.uri = str(uri)
+        self.uri = read_address(uri, token).shown
+        _check_collection(collection)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise ValueError(f"`timeout` is {timeout!r}: give seconds, more than 0.")
         self._collection = collection
-        self._connection = (self.uri, token, timeout)
-        self._store: TraceStore | None = None
-        self._info: IndexInfo | None = None
+        self._connection = (uri, token, timeout)
+        self._lock = threading.RLock()
+        self._engine: TraceEngine | None = None
+        # Gives the engine back, also when this object is forgotten without having been closed.
+        self._give_back: weakref.finalize | None = None
         # What does not exist can still be built.
         with suppress(FileNotFoundError):
             self._open(create=False)
+
+    def __repr__(self) -> str:
+        return f"TraceIndex({self.uri!r}, collection={self._collection!r})"
 
     def __enter__(self) -> TraceIndex:
         return self
@@ -102,18 +119,30 @@ class TraceIndex:
 
     def __len__(self) -> int:
         """Chunks in the index; 0 before it is built."""
-        return self._loaded().count() if self._find() else 0
+        try:
+            with self._using() as store:
+                return store.count() if store.info() else 0
+        except FileNotFoundError:
+            return 0
 
     def close(self) -> None:
-        """Disconnect, so that another process can open the files of an embedded engine."""
-        if self._store is not None:
-            self._store.engine.close()
-        self._store = self._info = None
+        """
+        Disconnect, so that another process can open the files of an embedded engine, once no other `TraceIndex` and no thread of
+        this process uses them. An index that is closed opens again when it is asked.
+        """
+        with self._lock:
+            if self._give_back is not None:
+                self._give_back()
+            self._engine = self._give_back = None
 
     @property
     def info(self) -> IndexInfo | None:
         """Whose vectors the index holds; None before it is built."""
-        return self._find()
+        try:
+            with self._using() as store:
+                return store.info()
+        except FileNotFoundError:
+            return None
 
     def build(
         self,
@@ -154,15 +183,15 @@ class TraceIndex:
         """
         for name, value in (("chunk_tokens", chunk_tokens), ("batch_size", batch_size)):
             check_positive(name, value)
+        for name, field in (("text", text), ("source", source), ("embedding", embedding), ("index", index)):
+            check_text(name, field)
         if chunk_tokens > model.config.block_size:
             raise ValueError(
                 f"`chunk_tokens` is {chunk_tokens}: the model's context holds no more than {model.config.block_size}."
             )
         if embedding not in EMBEDDINGS:
             raise ValueError(f"`embedding` is {embedding!r}: choose from {', '.join(map(repr, EMBEDDINGS))}.")
-        first, count = shard
-        if not 0 <= first < count:
-            raise ValueError(f"`shard` is {shard!r}: give (i, n) with 0 <= i < n.")
+        first, count = _shard(shard)
         info = IndexInfo(concept_fingerprint(model), model.config.n_embd, _concepts(model), embedding, index.upper())
         mine = islice(read_documents(documents, text, source), first, None, count)
         counts = {"documents": 0, "chunks": 0, "added": 0}
@@ -172,13 +201,16 @@ class TraceIndex:
             return BuildReport(**counts)
         if not batch:
             raise ValueError("`documents` has no text in it: give at least one document that is not empty.")
-        store = self._prepare(info)
-        with tqdm(desc="indexing", unit="chunk", disable=not progress) as bar:
+        with (
+            self._using(create=True) as store,
+            tqdm(desc="indexing", unit="chunk", disable=not progress) as bar,
+        ):
+            self._prepare(store, info)
             while batch:
                 counts["added"] += self._add(store, model, tokenizer, batch, info.embedding, batch_size)
                 bar.update(len(batch))
                 batch = list(islice(rows, WRITTEN_AT_ONCE))
-        store.finish()
+            store.finish()
         return BuildReport(**counts)
 
     @overload
@@ -240,25 +272,30 @@ class TraceIndex:
                 an argument is out of range.
         """
         wanted = check_search(k, kind, where)
-        self.check(model)
+        check_text("by", by)
         catalog = None if catalog is None else catalog.fit(model.config)
-        store, info = self._loaded(), self._find()
-        assert info is not None
         single = isinstance(text, str) or not isinstance(text, Sequence | TraceVectors)
         texts: list[Any] = []
         if isinstance(text, TraceVectors):
             vectors, texts = text, [None] * len(text)
         else:
             texts = [getattr(one, "text", one) for one in ([text] if single else text)]
-            vectors = trace_vectors(model, tokenizer, texts, info.embedding)
-        if vectors.dense.shape[-1] != info.dimension or vectors.concepts.size != info.concepts:
-            raise ValueError(
-                f"`text` has vectors of {vectors.dense.shape[-1]} dimensions over {vectors.concepts.size} concepts, the index "
-                f"holds {info.dimension} over {info.concepts}: make them with the model that built it."
-            )
-        if not texts:
-            return []
-        found = self._candidates(store, info, vectors, k, kind, wanted)
+            vectors = None
+            if not all(isinstance(one, str) for one in texts):
+                raise ValueError(f"`text` is {text!r:.80}: give a string or a list of strings, or what has a text.")
+        with self._using() as store:
+            info = self._built(store)
+            self._check_model(info, concept_fingerprint(model), model.config.n_embd)
+            if vectors is None:
+                vectors = trace_vectors(model, tokenizer, texts, info.embedding)
+            if vectors.dense.shape[-1] != info.dimension or vectors.concepts.size != info.concepts:
+                raise ValueError(
+                    f"`text` has vectors of {vectors.dense.shape[-1]} dimensions over {vectors.concepts.size} concepts, the "
+                    f"index holds {info.dimension} over {info.concepts}: make them with the model that built it."
+                )
+            if not texts:
+                return []
+            found = self._candidates(store, info, vectors, k, kind, wanted)
         queries = zip(texts, vectors.dense, vectors.sparse(), found)
         traces = [
             ranked(query, kind, [hit_of(row, dense, sparse, kind, catalog) for row in rows], k, by)
@@ -273,8 +310,15 @@ class TraceIndex:
 
         Raises:
             FileNotFoundError: The index was not built.
+            ValueError: `batch_size` is out of range.
+            RuntimeError: On the way: the index was closed, or a build has begun another part of it.
         """
-        return self._loaded().rows(batch_size)
+        check_positive("batch_size", batch_size)
+        if batch_size > PAGE:
+            raise ValueError(f"`batch_size` is {batch_size}: an index gives no more than {PAGE} chunks at once.")
+        with self._using() as store:
+            self._built(store)
+            return store.rows(batch_size)
 
     def _candidates(
         self, store: TraceStore, info: IndexInfo, vectors: TraceVectors, k: int, kind: str, where: str
@@ -313,20 +357,19 @@ class TraceIndex:
         store.write([{**row, "dense": dense[place[row["text"]]], "sparse": sparse[place[row["text"]]]} for row in new])
         return len(new)
 
-    def _prepare(self, info: IndexInfo) -> TraceStore:
-        """The store, with a collection for these vectors."""
-        store = self._open(create=True)
+    def _prepare(self, store: TraceStore, info: IndexInfo) -> None:
+        """Make sure that there is a collection for these vectors."""
         store.engine.check_index(info.index)
-        if self._find() is None:
-            try:
-                store.create(info)
-            except ValueError:
-                # Another process may have made it in the meantime.
-                if self._find() is None:
-                    raise
-        self._loaded()
-        known = self._find()
-        assert known is not None
+        with store.engine.lock:
+            if store.info() is None:
+                try:
+                    store.create(info)
+                except ValueError:
+                    # Another process may have made it in the meantime.
+                    if store.info() is None:
+                        raise
+        known = self._built(store)
+        store.begin()
         self._check_model(known, info.fingerprint, info.dimension)
         for name in ("embedding", "index"):
             if getattr(known, name) != getattr(info, name):
@@ -334,7 +377,6 @@ class TraceIndex:
                     f"`{name}` is {getattr(info, name)!r}, but the index at {self.uri!r} was built with "
                     f"{getattr(known, name)!r}: give that, or build another index."
                 )
-        return store
 
     def check(self, model: SteerlingForDiffusionLM) -> None:
         """
@@ -342,9 +384,8 @@ class TraceIndex:
             FileNotFoundError: The index was not built.
             ValueError: It is another model's.
         """
-        self._loaded()
-        info = self._find()
-        assert info is not None
+        with self._using() as store:
+            info = self._built(store)
         self._check_model(info, concept_fingerprint(model), model.config.n_embd)
 
     def _check_model(self, known: IndexInfo, fingerprint: str, dimension: int) -> None:
@@ -354,29 +395,36 @@ class TraceIndex:
                 f"{known.fingerprint[:12]}; `model` has {dimension} and {fingerprint[:12]}: build an index with this model."
             )
 
-    def _open(self, create: bool) -> TraceStore:
-        if self._store is None:
-            self._store = TraceStore(TraceEngine(*self._connection, create=create), self._collection)
-        return self._store
+    def _open(self, create: bool) -> TraceEngine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = open_engine(*self._connection, create=create)
+                self._give_back = weakref.finalize(self, self._engine.release)
+                self._give_back.atexit = False
+            return self._engine
 
-    def _find(self) -> IndexInfo | None:
-        if self._info is None and self._store is not None:
-            self._info = self._store.info()
-            if self._info is not None:
-                self._store.load(self._info)
-        return self._info
+    @contextmanager
+    def _using(self, create: bool = False) -> Iterator[TraceStore]:
+        """The store, which stays open for as long as this context lasts, even if another thread closes the index."""
+        with self._lock:
+            engine = self._open(create)
+            engine.hold()
+        try:
+            yield store_of(engine, self._collection)
+        finally:
+            engine.release()
 
-    def _loaded(self) -> TraceStore:
+    def _built(self, store: TraceStore) -> IndexInfo:
         """
-        The store of an index that was built.
+        Whose vectors there are.
 
         Raises:
-            FileNotFoundError: It was not.
+            FileNotFoundError: There are none.
         """
-        store = self._open(create=False)
-        if self._find() is None:
+        info = store.info()
+        if info is None:
             raise FileNotFoundError(f"There is no index at {self.uri!r}: build one first.")
-        return store
+        return info
 
 
 def check_search(k: int = 1, kind: str = "dense", where: str | Mapping[str, Any] | None = None) -> str:
@@ -392,6 +440,22 @@ def check_search(k: int = 1, kind: str = "dense", where: str | Mapping[str, Any]
     if kind not in SEARCHES:
         raise ValueError(f"`kind` is {kind!r}: choose from {', '.join(map(repr, SEARCHES))}.")
     return expression(where)
+
+
+def _check_collection(name: Any) -> None:
+    # It becomes the name of a folder and of files.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,199}", name):
+        raise ValueError(
+            f"`collection` is {name!r:.200}: give letters, digits and underscores of ASCII, the first no digit, 200 at most."
+        )
+
+
+def _shard(shard: Any) -> tuple[int, int]:
+    pair = tuple(shard) if isinstance(shard, Sequence) and not isinstance(shard, str) else ()
+    whole = len(pair) == 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in pair)
+    if not whole or not 0 <= pair[0] < pair[1]:
+        raise ValueError(f"`shard` is {shard!r}: give (i, n) with 0 <= i < n.")
+    return pair
 
 
 def _concepts(model: SteerlingForDiffusionLM) -> int:

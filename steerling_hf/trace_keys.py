@@ -42,12 +42,12 @@ class KeyFile:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path)) as keys:
-            try:
+        try:
+            with closing(sqlite3.connect(self.path)) as keys:
                 keys.execute("CREATE TABLE IF NOT EXISTS keys (id TEXT PRIMARY KEY) WITHOUT ROWID")
                 keys.execute("CREATE TABLE IF NOT EXISTS parts (name TEXT PRIMARY KEY) WITHOUT ROWID")
-            except sqlite3.DatabaseError as error:
-                raise ValueError(
-                    f"{str(self.path)!r} cannot be read ({error}): delete it, a build makes it anew."
-                ) from error
-            yield keys
+                yield keys
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{str(self.path)!r} cannot be read ({error}): delete it, a build makes it anew."
+            ) from error
