@@ -140,7 +140,7 @@ def encode(transformer: PreTrainedModel, config, batch: NoisedBatch, **kwargs) -
         and_mask_function=_visibility(positions // size, batch.noisy_context, time),
     )
     positions = positions.expand_as(input_ids)
-    outputs = transformer(input_ids=input_ids, attention_mask=mask, position_ids=positions, **kwargs)
+    outputs = transformer(input_ids=input_ids, attention_mask=mask, position_ids=positions, return_dict=True, **kwargs)
     return outputs.last_hidden_state[:, :time]
 
 

@@ -12,6 +12,7 @@ from .backbone_steerling import SteerlingModel, SteerlingPreTrainedModel
 from .compatibility_steerling import accept_past_key_values
 from .concepts_steerling import SteerlingConceptHead, SteerlingResidual
 from .generation_steerling import SteerlingGenerationMixin
+from .inputs_steerling import check_inputs, check_labels
 from .loss_steerling import (
     IGNORE_INDEX,
     NoisedBatch,
@@ -112,8 +113,8 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
         Args:
             input_ids: (B, T) token ids; positions to predict hold the mask token.
             attention_mask: (B, T), 1 for tokens and 0 for padding on either side, or a prepared (B, 1, T, keys) mask.
-            position_ids: (B, T) places in the row, from which the attention grid follows. By default tokens are counted,
-                padding left out.
+            position_ids: (B, T) or (1, T) places in the row, less than `block_size`, from which the attention grid follows. By
+                default tokens are counted, padding left out.
             cache: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
@@ -131,8 +132,14 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             num_items_in_batch: Target tokens of the whole optimisation step, which Trainer gives under gradient accumulation.
 
         Raises:
-            ValueError: An argument has the wrong shape or values; the message says which.
+            ValueError: An argument has the wrong type, shape or values; the message says which. Values are looked at where they
+                are on the CPU, and nothing is while `torch.compile` or an export traces the call.
         """
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
+            if labels is None or input_ids is not None:
+                check_inputs(self.config, *inputs, use_cache, output_concepts, logits_to_keep)
+            check_labels(labels, noise_mask, noisy_context, concept_labels)
         if labels is not None:
             beside = {"position_ids": position_ids, "cache": cache, "inputs_embeds": inputs_embeds}
             for name, given in {**beside, "output_concepts": output_concepts or None}.items():
@@ -158,6 +165,7 @@ class SteerlingForDiffusionLM(SteerlingGenerationMixin, SteerlingPreTrainedModel
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

@@ -219,6 +219,7 @@ class WindowEncoder:
                     position_ids=positions,
                     cache=self.cache,
                     use_cache=self.cache is not None,
+                    return_dict=True,
                 ).last_hidden_state
         finally:
             if self.cache is not None:

@@ -126,6 +126,7 @@ class Replay:
                 position_ids=places.to(device),
                 cache=cache,
                 use_cache=cache is not None,
+                return_dict=True,
             ).last_hidden_state
 
     def logits(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ EXPORTED_CODE = {
     "generation_config_steerling.py",
     "generation_steerling.py",
     "hooks_steerling.py",
+    "inputs_steerling.py",
     "lookup_steerling.py",
     "loss_steerling.py",
     "modeling_steerling.py",
