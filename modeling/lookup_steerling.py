@@ -64,7 +64,7 @@ def target_profile(model: Any, operation: Any) -> list[tuple[Any, SteerlingConce
         rows = ids.repeat(len(places), 1)
         each = torch.arange(len(places), device=ids.device)
         rows[each, places] = model.config.mask_token_id
-        hidden_states = model.transformer(input_ids=rows).last_hidden_state
+        hidden_states = model.transformer(input_ids=rows, return_dict=True).last_hidden_state
         states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
     profile = []
     for head in model.concept_heads():

@@ -216,7 +216,12 @@ def encode(transformer: PreTrainedModel, config, batch: NoisedBatch, **kwargs) -
         and_mask_function=_visibility(layout.texts[:, columns], layout.blocks[:, columns], batch.noisy_context, time),
     )
     outputs = transformer(
-        input_ids=input_ids, attention_mask=mask, position_ids=layout.positions[:, columns], use_cache=False, **kwargs
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=layout.positions[:, columns],
+        use_cache=False,
+        return_dict=True,
+        **kwargs,
     )
     outputs.last_hidden_state = outputs.last_hidden_state[:, :time]
     if outputs.hidden_states is not None:

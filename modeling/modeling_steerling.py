@@ -15,6 +15,7 @@ from .compatibility_steerling import accept_past_key_values
 from .concepts_steerling import SteerlingConceptHead, SteerlingResidual
 from .generation_steerling import SteerlingGenerationMixin
 from .hooks_steerling import FirstLook, active_hooks
+from .inputs_steerling import check_inputs, check_labels
 from .loss_steerling import (
     IGNORE_INDEX,
     NoisedBatch,
@@ -150,9 +151,9 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         Args:
             input_ids: (B, T) token ids; positions to predict hold the mask token.
             attention_mask: (B, T), 1 for tokens and 0 for padding on either side, or a prepared (B, 1, T, keys) mask.
-            position_ids: (B, T) or (1, T) places in the row, from which the attention grid follows. By default tokens are
-                counted, padding left out. Where they do not grow by one a new text begins: packed texts see nothing of each
-                other, have no cache, and with `labels` start at 0.
+            position_ids: (B, T) or (1, T) places in the row, less than `block_size`, from which the attention grid follows. By
+                default tokens are counted, padding left out. Where they do not grow by one a new text begins: packed texts see
+                nothing of each other, have no cache, and with `labels` start at 0.
             cache: Cache of earlier tokens. Exact only if it holds whole attention blocks.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             labels: (B, T) clean target tokens, -100 where there is no loss; the loss is that of `loss_steerling.py`, and
@@ -172,12 +173,18 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
 
         Raises:
             TypeError: An argument is of the wrong type; the message says which.
-            ValueError: An argument has the wrong shape or values, or comes from a trainer whose loss this model has not.
+            ValueError: An argument has the wrong shape or values, or comes from a trainer whose loss this model has not. Values
+                are looked at where they are on the CPU, and nothing is while `torch.compile` or an export traces the call.
         """
         fused = kwargs.pop("fused_lm_head", False)
         if kwargs.pop("shift_labels", None) is not None:
             raise ValueError(NOT_SHIFTED)
         drop_packing_hints(kwargs, position_ids)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            inputs = (input_ids, attention_mask, position_ids, cache, inputs_embeds)
+            if labels is None or input_ids is not None:
+                check_inputs(self.config, *inputs, use_cache, output_concepts, logits_to_keep)
+            check_labels(labels, noise_mask, noisy_context, concept_labels)
         if labels is not None:
             attentions = kwargs.get("output_attentions", self.config.output_attentions)
             beside = {"cache": cache, "inputs_embeds": inputs_embeds, "output_concepts": output_concepts or None}
@@ -208,6 +215,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

@@ -71,7 +71,9 @@ class Condition:
             (B,) bool.
         """
         head, (index,) = split_concepts(model, (self.concept,))[0]
-        outputs = model.transformer(input_ids=ids, attention_mask=text.long(), position_ids=positions)
+        outputs = model.transformer(
+            input_ids=ids, attention_mask=text.long(), position_ids=positions, return_dict=True
+        )
         hidden_states = outputs.last_hidden_state
         states = hidden_states[text.to(hidden_states.device)]
         output = head.forward(states)

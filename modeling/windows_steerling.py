@@ -222,6 +222,7 @@ class WindowEncoder:
                     cache=self.cache,
                     use_cache=self.cache is not None,
                     injections=injections,
+                    return_dict=True,
                 ).last_hidden_state
         finally:
             if self.cache is not None:

@@ -60,7 +60,7 @@ def attribute_concepts(
         rows = [torch.tensor(ids, device="cpu") for ids in encoded[start : start + batch_size]]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
         text = torch.arange(ids.shape[1], device="cpu") < torch.tensor([[len(row)] for row in rows], device="cpu")
-        outputs = model(ids.to(device), attention_mask=text.to(device), output_concepts=True)
+        outputs = model(ids.to(device), attention_mask=text.to(device), output_concepts=True, return_dict=True)
         kept = {
             key: value[text.to(value.device)]
             for key, value in outputs.concepts.items()

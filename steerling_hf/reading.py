@@ -101,7 +101,8 @@ def hidden_states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     # Padding is masked and its states are dropped, so it may hold any token.
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
     real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-    states = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False).last_hidden_state
+    outputs = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False, return_dict=True)
+    states = outputs.last_hidden_state
     return states[real.to(states.device)]
 
 

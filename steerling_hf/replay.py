@@ -128,6 +128,7 @@ class Replay:
                 cache=cache,
                 use_cache=cache is not None,
                 injections=injections,
+                return_dict=True,
             ).last_hidden_state
 
     def logits(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:

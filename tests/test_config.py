@@ -64,7 +64,30 @@ ALIASES = {
     "tie_word_embeddings": ("weight_sharing", False),
 }
 
+SWITCHES = [key for key, value in RELEASED.items() if isinstance(value, bool)]
+
 IMPOSSIBLE = [
+    *((key, value) for key in SWITCHES for value in ("false", 1, None)),
+    ("interpretable", float("inf")),
+    ("return_dict", "false"),
+    ("output_hidden_states", 1),
+    ("use_unknown", []),
+    ("initializer_range", -1),
+    ("initializer_range", float("nan")),
+    ("inject_layer", "x"),
+    ("inject_layer", -1),
+    ("inject_alpha", float("inf")),
+    ("concept", "5"),
+    ("concept", 5),
+    ("concept", [["topk_known", 3]]),
+    ("diff_block_size", 2**28),
+    ("pad_multiple", 2**28),
+    ("norm_order", ["post"]),
+    ("block_size", float("inf")),
+    ("vocab_size", "8200"),
+    ("rope_base", "500000"),
+    ("eos_token_id", "8192"),
+    ("eos_token_id", [8192, None]),
     ("vocab_size", 0),
     ("n_layers", 0),
     ("n_layers", 2.5),

@@ -156,6 +156,7 @@ def test_a_forward_pass_inside_generate_is_its_own(model):
             seen.append(model(CANVAS).logits)
             return scores
 
+        ask.sees_canvas = True  # called once a step
         steered = model.generate(make_prompt(9), max_new_tokens=6)
         assert torch.equal(model.generate(make_prompt(9), max_new_tokens=6, logits_processor=[ask]), steered)
     assert len(seen) == 6
