@@ -1,7 +1,7 @@
 """The backbone: embeddings, block-causal attention, and the vocabulary projection."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -246,9 +246,8 @@ class SteerlingPreTrainedModel(PreTrainedModel):
 
     def note_untied(self) -> None:
         """Let the configuration say whether the vocabulary projection is still the token embedding."""
-        embedding, head = (
-            getattr(module, "weight", None) for module in (self.get_input_embeddings(), self.get_output_embeddings())
-        )
+        modules = (self.get_input_embeddings(), self.get_output_embeddings())
+        embedding, head = (cast(Any, getattr(module, "weight", None)) for module in modules)
         alone = getattr(self, "_hf_peft_config_loaded", False)  # adapters are stored without these
         # What is sharded, quantised or offloaded cannot be compared here.
         plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (embedding, head))

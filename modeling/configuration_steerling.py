@@ -145,7 +145,7 @@ class SteerlingConfig(PreTrainedConfig):
     end_header_id: int | None = None
     eot_id: int | None = None
 
-    def __post_init__(self, concept: dict | None = None, **kwargs):
+    def __post_init__(self, concept: Any = None, **kwargs):
         kwargs.pop("model_type", None)
         # The library sets every class default after the keyword, so an alias that names a field of its own is lost.
         if "tie_word_embeddings" in kwargs:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -92,6 +92,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     concept_heads: Callable
     _default_compile_config: Callable
     training: bool
+    device: torch.device
     generation_config_class: type[GenerationConfig] = SteerlingGenerationConfig
 
     @accept_past_key_values
@@ -227,7 +228,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if generation_config.stop_strings is not None:
             if not hasattr(tokenizer, "get_vocab"):
                 raise ValueError("`stop_strings` need the tokenizer: pass `tokenizer=tokenizer` to generate().")
-            criteria.append(StopStringCriteria(tokenizer, generation_config.stop_strings))
+            criteria.append(StopStringCriteria(cast(Any, tokenizer), generation_config.stop_strings))
         # 1.
         canvases = self._make_canvases(input_ids, model_kwargs.get("attention_mask"), generation_config)
         rows = Rows(input_ids, canvases, self._filler(generation_config))

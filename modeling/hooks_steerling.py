@@ -242,7 +242,7 @@ class CustomHook(SteeringHook):
 
 def active_hooks(module: torch.nn.Module) -> list[Any]:
     """A module's forward hooks in order, without those that do not act in this thread's present pass."""
-    hooks = list(module._forward_hooks.values())  # at once: other threads attach operations meanwhile
+    hooks: list[Any] = list(module._forward_hooks.values())  # at once: other threads attach operations meanwhile
     return [hook for hook in hooks if not isinstance(hook, OwnedHook) or hook.acts()]
 
 

@@ -144,7 +144,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> SteerlingOutput:
+    ) -> SteerlingOutput | SteerlingTokenLosses:
         """
         Logits of every position for the token at that position, or the training loss.
 

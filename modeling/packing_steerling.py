@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,7 +103,7 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return nn.functional.linear(input, weight, bias) if packed is None else multiply_packed(input, packed, bias)
 
 
-def multiply(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+def multiply(layer: Any, states: torch.Tensor) -> torch.Tensor:
     """
     `layer(states)`: with the packed weights of the present call of generate where it has some, and differentiable.
 
@@ -149,7 +150,8 @@ def packed_weights(always: nn.Module, perhaps: Iterable[nn.Module], passes: int)
     packs, left = _Packs(), LARGEST
     if passes >= FEWEST_PASSES and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
         layers = [layer for layer in always.modules() if isinstance(layer, nn.Linear)]
-        for modules, products in ((layers, 0), *(([module], PRODUCTS_UNPACKED) for module in perhaps)):
+        groups: list[tuple[list[Any], int]] = [(layers, 0), *(([module], PRODUCTS_UNPACKED) for module in perhaps)]
+        for modules, products in groups:
             weights = [module.weight for module in modules if _is_packable(module)]
             needed = sum(weight.nbytes for weight in weights)
             if needed <= left:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ PROBED = 8
 _OPAQUE: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
-def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+def parts_of(tensor: Any) -> list[torch.Tensor]:
     """The tensors that a tensor is made of: several for most quantised weights (numbers, scales), otherwise itself."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
@@ -68,7 +69,7 @@ def multiply_opaque(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return _Product.apply(states, layer)
 
 
-def weight_rows(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def weight_rows(layer: Any, rows: torch.Tensor) -> torch.Tensor:
     """(n, in features) rows (n,) of the weight that a linear layer multiplies with, float32; hooks are left out."""
     like = torch.empty(0, layer.in_features, device=rows.device)
     return torch.cat([columns[:, rows.to(columns.device)].float() for columns in _columns(layer.forward, like)]).T

@@ -177,7 +177,7 @@ class HookBuilder:
 
     def put(self, module: torch.nn.Module, hook: Any) -> None:
         """Register a hook on a module, behind all others."""
-        own = hook if isinstance(hook, SteeringHook) else CustomHook(hook, self)
+        own: Any = hook if isinstance(hook, SteeringHook) else CustomHook(hook, self)
         with HOOKS_LOCK:
             self.handles.append(module.register_forward_hook(own))
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ CHUNKS_OF_A_PART = 16_384
 # Milvus returns no more at once.
 PAGE = 16_384
 FIELDS = ["text", "source", "metadata", "dense", "sparse"]
+
+
+def _look_up(client: Any, part: str, ids: list[str]) -> list[dict[str, Any]]:
+    return client.get(part, ids=ids, output_fields=["id"])
 
 
 @dataclass(frozen=True)
@@ -187,10 +192,7 @@ class TraceStore:
             if self.engine.path is not None and len(parts) > 1:
                 found, parts = self._present_in_full_parts(ids), parts[-1:]
             for part in parts:
-                rows = self.engine.ask(
-                    "look chunks up",
-                    lambda client, part=part: client.get(part, ids=list(ids), output_fields=["id"]),
-                )
+                rows = self.engine.ask("look chunks up", partial(_look_up, part=part, ids=list(ids)))
                 found |= {row["id"] for row in rows}
             return found
 
