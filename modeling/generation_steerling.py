@@ -31,7 +31,8 @@ from .decoding_steerling import BlockStream, Decisions, unmask
 from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
 from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
-from .prompts_steerling import check_prompt
+from .prompts_steerling import check_prompt, refuse_adapter_names
+from .sharded_steerling import gathered_weights
 from .steered_steerling import SteerableMixin, operations_by_row
 from .trace_steerling import SteerlingTrace
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
@@ -162,6 +163,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                     "`prepare_inputs_for_generation` was replaced, as prompt tuning and its like do to bring embeddings in, but "
                     "this generate() has tokens only and would ignore it: use LoRA or another method that changes weights."
                 )
+            refuse_adapter_names(self)
             if kwargs.get("cache_implementation") is not None:  # the library serves "paged" before it validates
                 SteerlingGenerationConfig(cache_implementation=kwargs["cache_implementation"])
             started = time.monotonic()
@@ -172,7 +174,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                     *args, **prepared, streamer=streamer, tokenizer=tokenizer, steering=steering, started=started
                 )
 
-            output = super().generate(inputs, custom_generate=decode, **arguments)
+            with gathered_weights(self):
+                output = super().generate(inputs, custom_generate=decode, **arguments)
             return output
         finally:
             if streamer is not None and custom_generate is None:

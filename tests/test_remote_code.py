@@ -23,6 +23,7 @@ EXPORTED_CODE = {
     "outputs_steerling.py",
     "packing_steerling.py",
     "prompts_steerling.py",
+    "sharded_steerling.py",
     "steered_steerling.py",
     "steering_steerling.py",
     "tokenization_steerling.py",
