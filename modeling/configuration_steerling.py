@@ -172,6 +172,16 @@ class SteerlingConfig(PreTrainedConfig):
         """As in the library: what files hold, which say `weight_sharing` only."""
         return {key: value for key, value in super().to_diff_dict().items() if key != "tie_word_embeddings"}
 
+    def __getattr__(self, name: str) -> Any:
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "auto_map":  # which TRL reads of every model that it loads by name and that is not the library's
+            message += (
+                ". TRL can load this model by name only from a folder with its code: give SFTTrainer the loaded model. Trainers "
+                "that load a reference model (DPO, GRPO and others) need log-probabilities of next tokens in unmasked text, which "
+                "mean nothing in a masked-diffusion model."
+            )
+        raise AttributeError(message)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

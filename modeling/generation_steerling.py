@@ -40,7 +40,8 @@ from .generation_config_steerling import (
 from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
 from .processors_steerling import OwnProcessors, SequenceBias
-from .prompts_steerling import check_prompt
+from .prompts_steerling import check_prompt, refuse_adapter_names
+from .sharded_steerling import gathered_weights
 from .steered_steerling import SteerableMixin, operations_by_row
 from .trace_steerling import SteerlingTrace
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
@@ -182,6 +183,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                     "`prepare_inputs_for_generation` was replaced, as prompt tuning and its like do to bring embeddings in, but "
                     "this generate() has tokens only and would ignore it: use LoRA or another method that changes weights."
                 )
+            refuse_adapter_names(self)
             started = time.monotonic()
 
             # The library hands neither streamer nor tokenizer on to a decoding method that is a callable.
@@ -196,7 +198,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                     started=started,
                 )
 
-            output = super().generate(inputs, custom_generate=decode, **arguments)
+            with gathered_weights(self):
+                output = super().generate(inputs, custom_generate=decode, **arguments)
             return output
         finally:
             if streamer is not None and custom_generate is None:

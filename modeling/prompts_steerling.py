@@ -1,8 +1,9 @@
-"""What `generate` asks of prompts before it computes anything."""
+"""What `generate` asks of prompts, and of the model, before it computes anything."""
 
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def check_prompt(config: Any, prompt: Any, attention_mask: Any) -> None:
@@ -61,4 +62,20 @@ def _check_attention_mask(config: Any, prompt: torch.Tensor, attention_mask: Any
         raise ValueError(f"`input_ids` has {longest} tokens for a context of {context}: shorten the prompt.")
 
 
-__all__ = ["check_prompt"]
+def refuse_adapter_names(model: nn.Module) -> None:
+    """
+    Refuse PEFT's `adapter_names`, which it hands to layers by hooks, a name for each row of the call.
+
+    Raises:
+        ValueError: There are such hooks. Rows of `generate` change places and leave the batch, so that a layer's rows would get
+            the adapters of others.
+    """
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    if any("adapter_names" in getattr(hook, "keywords", ()) for hook in hooks):
+        raise ValueError(
+            "`adapter_names` cannot be given to generate(), whose rows change places while they are written: call it once for "
+            "each adapter, after model.set_adapter(name)."
+        )
+
+
+__all__ = ["check_prompt", "refuse_adapter_names"]

@@ -123,7 +123,8 @@ class SteerlingTrainingMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         # TRL puts a forward of its own in place of a model's, which scores next tokens if called with `fused_lm_head=True`.
         # Ours answers to that itself.
-        if name == "forward" and "fused_lm_head" in inspect.signature(value, follow_wrapped=False).parameters:
+        code = getattr(getattr(value, "__func__", value), "__code__", None) if name == "forward" else None
+        if code is not None and "fused_lm_head" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
             return
         super().__setattr__(name, value)
 

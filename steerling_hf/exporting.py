@@ -4,6 +4,7 @@ Writes a checkpoint as a flat folder in the form of a Hub repository: code, conf
 What it writes loads with `trust_remote_code=True` where this package is not installed.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -129,7 +130,8 @@ def _from_model(model: PreTrainedModel) -> _Checkpoint:
         raise ValueError(f"`source` is a {type(model).__name__}; only Steerling models can be exported.")
     config = SteerlingConfig.from_dict(model.config.to_dict())
     config.dtype = model.dtype
-    return _Checkpoint(config, model.generation_config, _tokenizer_by_ids(config), [], model=model)
+    ends = _with_all_ends(model.generation_config, config)
+    return _Checkpoint(config, ends, _tokenizer_by_ids(config), [], model=model)
 
 
 def _from_folder(source: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> _Checkpoint:
@@ -147,7 +149,8 @@ def _from_folder(source: str | os.PathLike[str], weights: str | os.PathLike[str]
     else:
         files = find_weights(weights_folder)
         check_shapes(read_shapes(files), config, weights_folder)
-    return _Checkpoint(config, _read_generation_config(folder, config), tokenizer, files, folder=folder)
+    ends = _with_all_ends(_read_generation_config(folder, config), config)
+    return _Checkpoint(config, ends, tokenizer, files, folder=folder)
 
 
 def _read_config(folder: Path) -> SteerlingConfig:
@@ -173,6 +176,17 @@ def _read_generation_config(folder: Path, config: SteerlingConfig) -> Generation
         if candidate is not None and (candidate / "generation_config.json").is_file():
             return SteerlingGenerationConfig.from_pretrained(candidate)
     return SteerlingGenerationConfig.from_model_config(config)
+
+
+def _with_all_ends(generation_config: GenerationConfig, config: SteerlingConfig) -> GenerationConfig:
+    """A copy in which rows that end at all end with a text as well: Trainer adds the tokenizer's end otherwise, and warns."""
+    ends = generation_config.eos_token_id
+    if ends is None:
+        return generation_config
+    ends = ends if isinstance(ends, list) else [ends]
+    found = copy.deepcopy(generation_config)
+    found.eos_token_id = [*ends, *(token for token in config.eos_token_ids if token not in ends)]
+    return found
 
 
 def _ours_by_ids(config: SteerlingConfig) -> Path | None:

@@ -31,6 +31,7 @@ EXPORTED_CODE = {
     "processors_steerling.py",
     "prompts_steerling.py",
     "quantized_steerling.py",
+    "sharded_steerling.py",
     "steered_steerling.py",
     "steering_steerling.py",
     "tokenization_steerling.py",
