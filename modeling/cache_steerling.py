@@ -140,7 +140,7 @@ class SteerlingCache(Cache):
             if layer.is_initialized and layer.keys.is_inference() and not torch.is_inference_mode_enabled():
                 layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
         if not self.tokens:
-            self.tokens = [torch.empty(0, dtype=torch.long)] * rows
+            self.tokens = [torch.empty(0, dtype=torch.long, device="cpu")] * rows
 
     def agreement(self, row: int, tokens: torch.Tensor) -> int:
         """Number of first tokens of (T,) ids whose keys and values a row has."""

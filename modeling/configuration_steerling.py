@@ -1,6 +1,8 @@
 """Configuration of Steerling, the interpretable block-causal masked-diffusion language model."""
 
 import math
+import sys
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -125,7 +127,10 @@ class SteerlingConfig(PreTrainedConfig):
         kwargs.pop("model_type", None)
         # The library sets every class default after the keyword, so an alias that names a field of its own is lost.
         if "tie_word_embeddings" in kwargs:
-            self.weight_sharing = kwargs.pop("tie_word_embeddings")
+            tied = kwargs.pop("tie_word_embeddings")
+            if tied and not self.weight_sharing:
+                _fail("weight_sharing", False, f"it is `tie_word_embeddings`, which is {tied!r}; give one of them")
+            self.weight_sharing = tied
         for key, value in (concept or {}).items():
             if key not in TRAINING_ONLY_KEYS:
                 setattr(self, CONCEPT_KEYS_RENAMED.get(key, key), value)
@@ -133,6 +138,15 @@ class SteerlingConfig(PreTrainedConfig):
         if self.concept_dim is None:
             self.concept_dim = self.n_embd
         self.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the library, and `tie_word_embeddings`, where PEFT and others look for tied weights."""
+        name_embedding_for_peft()
+        return {**super().to_dict(), "tie_word_embeddings": self.weight_sharing}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in the library: what files hold, which say `weight_sharing` only."""
+        return {key: value for key, value in super().to_diff_dict().items() if key != "tie_word_embeddings"}
 
     @property
     def head_dim(self) -> int:
@@ -219,6 +233,16 @@ class SteerlingConfig(PreTrainedConfig):
             _fail(key, getattr(self, key), f"choose one of {', '.join(map(repr, choices))}")
 
 
+def name_embedding_for_peft() -> None:
+    """
+    PEFT knows an embedding that may be tied by the name of its module, from a list of its own ("embed_tokens", "lm_head"). Where
+    PEFT is in use, the name that released checkpoints give theirs is put there; without it `ensure_weight_tying` does nothing.
+    """
+    names = getattr(sys.modules.get("peft.utils.constants"), "EMBEDDING_LAYER_NAMES", None)
+    if isinstance(names, list) and "tok_emb" not in names:
+        names.append("tok_emb")
+
+
 def _is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -231,4 +255,4 @@ def _fail(key: str, value, remedy: str):
     raise ValueError(f"SteerlingConfig: `{key}` is {value!r}: {remedy}.")
 
 
-__all__ = ["SteerlingConfig"]
+__all__ = ["SteerlingConfig", "name_embedding_for_peft"]

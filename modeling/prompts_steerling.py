@@ -44,6 +44,8 @@ def _check_attention_mask(config: Any, prompt: torch.Tensor, attention_mask: Any
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != prompt.shape:
         shape = f"not a tensor of the shape of `input_ids`, {tuple(prompt.shape)}"
         raise ValueError(f"`attention_mask` is {shape}: give one value per token.")
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError("`attention_mask` holds other numbers than 0, for padding, and 1, for text.")
     text = attention_mask.bool()
     # Text begins once where it is in one piece, be it in the first column or later.
     begins = text[:, 0].long() + (text[:, 1:] & ~text[:, :-1]).sum(dim=1)

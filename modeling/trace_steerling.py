@@ -98,7 +98,9 @@ class SteerlingTrace:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SteerlingTrace":
         """The trace of `to_dict`."""
-        read = {**values, "tokens": torch.tensor(values["tokens"]), "step_map": torch.tensor(values["step_map"])}
+        read = dict(values)
+        for name in ("tokens", "step_map"):
+            read[name] = torch.tensor(values[name], dtype=torch.long, device="cpu")
         for name in ("steering", "attached"):
             read[name] = tuple(operation_from_dict(operation) for operation in values[name])
         return cls(**read)

@@ -10,6 +10,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .cache_steerling import SteerlingCache
 from .canvas_steerling import Canvas
+from .hooks_steerling import Injections
 from .steered_steerling import Steering
 
 PIECE = 512  # positions of a long prompt that are computed at a time
@@ -106,7 +107,8 @@ class WindowEncoder:
         windows: list[Any] = [None] * len(canvases)
         for own in _share_passes(needs) if apart else [range(len(needs))]:
             group = [canvases[number] for number in own]
-            rows = len(group) * self.lanes if len(own) == len(canvases) else torch.tensor(self._rows(group))
+            every = len(own) == len(canvases)
+            rows = len(group) * self.lanes if every else torch.tensor(self._rows(group), device="cpu")
             width = max(needs[number] for number in own)
             hidden_states = self._forward(group, rows, width, [stops[number] for number in own])
             for number, window in zip(own, hidden_states.split(self.lanes)):
@@ -151,7 +153,7 @@ class WindowEncoder:
         """What steering made of a masked prompt is no use to another call."""
         if self.cache is not None and self.steering is not None and self.lanes == 2:
             for row in range(1, self.cache.rows, 2):
-                self.cache.note_final(row, torch.empty(0, dtype=torch.long))
+                self.cache.note_final(row, torch.empty(0, dtype=torch.long, device="cpu"))
 
     def fill(self) -> None:
         """Compute what the cache does not have of the prompts' blocks, unless they are few enough to ride along."""
@@ -188,7 +190,7 @@ class WindowEncoder:
             # No longer than the shortest need, so that no row is padded.
             width = min(piece, *(canvas.final - canvas.computed for canvas in waiting))
             stops = [canvas.computed + width for canvas in waiting]
-            self._forward(waiting, torch.tensor(self._rows(waiting)), width, stops)
+            self._forward(waiting, torch.tensor(self._rows(waiting), device="cpu"), width, stops)
             for canvas, stop in zip(waiting, stops):
                 self._note_final(cache, canvas, stop)
 
@@ -202,23 +204,24 @@ class WindowEncoder:
     ) -> torch.Tensor:
         """(rows, width, D) of windows that begin with what is not computed and see all positions before their `stops`."""
         ids = torch.stack([row for canvas in canvases for row in self._ids(canvas, canvas.computed, width)])
-        starts = torch.tensor([canvas.computed for canvas in canvases]).repeat_interleave(self.lanes)
-        places = starts[:, None] + torch.arange(width)
+        starts = torch.tensor([canvas.computed for canvas in canvases], device="cpu").repeat_interleave(self.lanes)
+        places = starts[:, None] + torch.arange(width, device="cpu")
         positions = places.to(self.device)
-        ends = torch.tensor(stops).repeat_interleave(self.lanes)
+        ends = torch.tensor(stops, device="cpu").repeat_interleave(self.lanes)
         visible = self.cache.columns if static and self.cache is not None else max(stops)
         needs_mask = static or width > self.grid or len(set(stops)) > 1
         try:
             if self.cache is not None:
                 self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
             mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
-            with self._announced(canvases, ids, places, ends):
+            with self._announced(canvases, ids, places, ends) as injections:
                 return (self.step if static else self.transformer)(
                     input_ids=ids.to(self.device),
                     attention_mask={"full_attention": mask},
                     position_ids=positions,
                     cache=self.cache,
                     use_cache=self.cache is not None,
+                    injections=injections,
                 ).last_hidden_state
         finally:
             if self.cache is not None:
@@ -226,11 +229,11 @@ class WindowEncoder:
 
     def _announced(
         self, canvases: Sequence[Canvas], ids: torch.Tensor, places: torch.Tensor, ends: torch.Tensor
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Injections | None]:
         """Tell steering of a pass; what lies behind the `ends` (rows,), as in rows that have finished, is no text."""
         if self.steering is None:
             return nullcontext()
-        live = torch.tensor([not canvas.finished for canvas in canvases]).repeat_interleave(self.lanes)
+        live = torch.tensor([not canvas.finished for canvas in canvases], device="cpu").repeat_interleave(self.lanes)
         masked = (ids == self.config.mask_token_id) & (places < ends[:, None]) & live[:, None]
         return self.steering.window(canvases, self.lanes, places, masked, self.device)
 
@@ -243,7 +246,7 @@ class WindowEncoder:
         if wanted in self._masks:
             self._masks.move_to_end(wanted)
             return self._masks[wanted]
-        own_block = ((starts[:, None] + torch.arange(width)) // self.grid).to(self.device)
+        own_block = ((starts[:, None] + torch.arange(width, device="cpu")) // self.grid).to(self.device)
         key_block, ends = torch.arange(keys, device=self.device) // self.grid, ends.to(self.device)
 
         def sees(batch_idx, head_idx, q_idx, kv_idx):

@@ -173,7 +173,7 @@ def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
 def _check_fluency(model: Any) -> None:
     if getattr(model.config, "mask_token_id", None) is None or not hasattr(model, "compute_logits"):
         raise ValueError("`model` is no Steerling model, so its pseudo-perplexity cannot be measured: give `broken`.")
-    if getattr(model, "_steering", None) is not None:
+    if getattr(model, "attached_operations", ()):
         raise ValueError(
             "`model` is steered, but pseudo-perplexity is that of the unsteered model: give its steering as a condition, or `broken`."
         )
@@ -371,7 +371,8 @@ def _log_probability(model: Any, answers: Sequence[_Answer]) -> tuple[float, int
         [
             [-1] * (longest - len(answer.ids)) + [0] * answer.given + [1] * (len(answer.ids) - answer.given)
             for answer in answers
-        ]
+        ],
+        device="cpu",
     )
     count = int(written.eq(1).sum())
     device = device_of(model)

@@ -246,7 +246,7 @@ def audit(
         ValueError: An argument cannot be used; the answer is empty; the model has steering attached.
         FileNotFoundError: The index was not built.
     """
-    if model._steering is not None:
+    if model.attached_operations:
         raise ValueError(
             "`model` is steered, but concepts are weighed in the unsteered one: take the steering off, and give it as `steering`."
         )

@@ -67,7 +67,7 @@ def measure_belief(
         raise ValueError(f"`fractions` is {list(fractions)!r}: give shares between 0 and 1.")
     if not len(attributions.positions):
         raise ValueError("`attributions` has no target, so there is nothing to measure.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     falls: dict[str, list[float]] = {name: [] for name in Belief.__dataclass_fields__}
     with replay(model, trace, attributions.positions.tolist()) as replaying, torch.no_grad():
         for target, scores in enumerate(attributions.scores):
@@ -76,7 +76,7 @@ def measure_belief(
             if not len(inputs):
                 continue
             order = inputs[scores[inputs].argsort(descending=True, stable=True)]
-            shuffled = [order[torch.randperm(len(order), generator=generator)] for _ in range(draws)]
+            shuffled = [order[torch.randperm(len(order), generator=generator, device="cpu")] for _ in range(draws)]
             masked, names = [tokens], ["before"]
             for fraction in fractions:
                 count = max(1, round(fraction * len(inputs)))
@@ -121,7 +121,7 @@ def ablate_concepts(
     """
     if len(concepts) != len(positions):
         raise ValueError(f"`concepts` has {len(concepts)} entries for {len(positions)} positions: give one each.")
-    before, after = torch.zeros(len(positions)), torch.zeros(len(positions))
+    before, after = torch.zeros(2, len(positions), dtype=torch.float32, device="cpu")
     with replay(model, trace, positions) as replaying, torch.no_grad():
         for target, position in enumerate(positions):
             token = trace.tokens[position]
@@ -140,7 +140,7 @@ def _softened(
     embeddings: torch.Tensor, replaying: Replay, kept: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Embeddings (1, W, D) of which each element stays with the probability `kept` (W,) of its token."""
-    stays = torch.rand(embeddings.shape[1:], generator=generator) < kept[:, None]
+    stays = torch.rand(embeddings.shape[1:], generator=generator, dtype=torch.float32, device="cpu") < kept[:, None]
     mask = replaying.embed(torch.tensor(replaying.mask, device=embeddings.device)).to(embeddings)
     return torch.where(stays.to(embeddings.device), embeddings, mask)
 

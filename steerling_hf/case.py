@@ -79,11 +79,11 @@ class Case:
         Returns:
             (n,) nats a token, float32.
         """
-        total = torch.zeros(len(concepts))
+        total = torch.zeros(len(concepts), dtype=torch.float32, device="cpu")
         with reading(self.model):
             for states, tokens in self._masked_blocks(answer):
                 logits, weights = self.model.compute_logits(states).float(), self._weights_at(states, concepts)
-                chosen = torch.arange(len(tokens)), tokens.to(logits.device)
+                chosen = torch.arange(len(tokens), device="cpu"), tokens.to(logits.device)
                 before = logits.log_softmax(-1)[chosen].cpu()
                 start = 0
                 for vectors in embed_concepts(self.model, concepts).split(CONCEPTS_AT_ONCE):

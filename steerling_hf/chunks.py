@@ -117,7 +117,7 @@ def aggregate(
         mass = mass + contributions[-1].abs().sum(dim=-1)
     share = 1 / (mass.clamp(min=1e-8) * (stop - start)) if normalize else torch.ones_like(mass)
     found, places = torch.cat(ids, dim=-1).unique(return_inverse=True)
-    sums = torch.zeros(len(found)).index_add_(
+    sums = mass.new_zeros(len(found)).index_add_(
         0, places.flatten(), (torch.cat(contributions, dim=-1) * share[:, None]).flatten()
     )
     order = sums.abs().argsort(descending=True, stable=True)

@@ -57,9 +57,9 @@ def attribute_concepts(
     device, longest = device_of(model), max(map(len, encoded), default=0)
     found: list[SteerlingAttributions] = []
     for start in tqdm(range(0, len(encoded), batch_size), desc="attributing", disable=not progress):
-        rows = [torch.tensor(ids) for ids in encoded[start : start + batch_size]]
+        rows = [torch.tensor(ids, device="cpu") for ids in encoded[start : start + batch_size]]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
-        text = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+        text = torch.arange(ids.shape[1], device="cpu") < torch.tensor([[len(row)] for row in rows], device="cpu")
         outputs = model(ids.to(device), attention_mask=text.to(device), output_concepts=True)
         kept = {
             key: value[text.to(value.device)]

@@ -87,7 +87,7 @@ class _Counts:
     """Weights of discovered concepts, summed over words; only the chosen concepts' own sums are kept apart."""
 
     def __init__(self, chosen: set[int]):
-        self.chosen = torch.tensor(sorted(chosen), dtype=torch.long)
+        self.chosen = torch.tensor(sorted(chosen), dtype=torch.long, device="cpu")
         self.of_concept: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.of_word: dict[str, float] = defaultdict(float)
         self.tokens_of_word: dict[str, set[int]] = defaultdict(set)

@@ -197,7 +197,7 @@ def read_tokens(
     with tqdm(total=len(ids), desc="reading", unit="text", delay=PROGRESS_AFTER) as progress:
         for batch in _batches(order, ids):
             with reading(model):
-                read = _read_batch(model, heads, [ids[i] for i in batch], torch.tensor(batch))
+                read = _read_batch(model, heads, [ids[i] for i in batch], torch.tensor(batch, device="cpu"))
             yield read
             progress.update(len(batch))
 
@@ -225,7 +225,7 @@ def _read_batch(
         indices.append(torch.cat([(output.indices + first).to(device) for output, first in found], dim=-1))
         weights.append(torch.cat([output.weights.float().to(device) for output, _ in found], dim=-1))
     return TokenConcepts(
-        texts.repeat_interleave(torch.tensor([len(row) for row in ids])).to(device),
+        texts.repeat_interleave(torch.tensor([len(row) for row in ids], device="cpu")).to(device),
         torch.tensor([token for row in ids for token in row], device=device),
         torch.cat(indices),
         torch.cat(weights),
@@ -322,7 +322,7 @@ def contrast(
     read = read_concepts(model, ids, head)
     concepts, column = read.concepts.unique(return_inverse=True)
     strengths = read.highest.double()
-    means, squares = [], torch.zeros(len(concepts), dtype=torch.float64)
+    means, squares = [], torch.zeros(len(concepts), dtype=torch.float64, device="cpu")
     is_positive = read.texts < len(positive)
     for chosen, count in ((is_positive, len(positive)), (~is_positive, len(negative))):
         here, values = column[chosen], strengths[chosen]

@@ -51,7 +51,7 @@ class ConceptVectors:
 
     def to_dense(self) -> torch.Tensor:
         """The vectors with all their zeros, (N, size): for a few texts."""
-        return torch.zeros(len(self), self.size).scatter_add(1, self.ids.clamp(min=0), self.weights)
+        return self.weights.new_zeros(len(self), self.size).scatter_add(1, self.ids.clamp(min=0), self.weights)
 
     def similarity(self, other: ConceptVectors) -> torch.Tensor:
         """
@@ -65,7 +65,7 @@ class ConceptVectors:
             raise ValueError(
                 f"`other` is over {other.size} concepts, these vectors over {self.size}: compare texts read by one model."
             )
-        found = torch.empty(len(self), len(other))
+        found = self.weights.new_empty(len(self), len(other))
         step = max(1, SCORE_BUDGET // self.size)
         for start in range(0, len(other), step):
             some = slice(start, start + step)
@@ -147,7 +147,7 @@ def embed(
             f"`kind` is {kind!r}, but `model` has no concept heads (interpretable=False): choose 'hidden' or 'composed'."
         )
     rows = rows_of(model, tokenizer, texts, batch_size, max_length)
-    found: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    found: list[torch.Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(rows)
     with reading(model):
         for numbers, states in batches_of_states(model, rows, batch_size, progress):
             parts = torch.cat([part_of(model, piece, kind) for piece in states.split(HEAD_POSITIONS)])
@@ -160,7 +160,7 @@ def embed(
         return found[0]
     if pooling == "none":
         return found
-    return torch.stack(found) if found else torch.empty(0, model.config.n_embd)
+    return torch.stack(found) if found else torch.empty(0, model.config.n_embd, dtype=torch.float32, device="cpu")
 
 
 def concept_vectors(
@@ -221,7 +221,8 @@ class StrongestConcepts:
         ]
         self.size = sum(head.n_concepts for head, _ in heads.values())
         width = sum(top for _, _, top in self.kept)
-        self.ids, self.weights = torch.full((texts, width), -1), torch.zeros(texts, width, dtype=torch.float32)
+        self.ids = torch.full((texts, width), -1, dtype=torch.long, device="cpu")
+        self.weights = torch.zeros(texts, width, dtype=torch.float32, device="cpu")
 
     def note(self, numbers: Sequence[int], states: torch.Tensor, lengths: Sequence[int]) -> None:
         """Hidden states (N, D) of texts of these numbers and lengths, one text after another."""

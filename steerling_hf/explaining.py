@@ -20,6 +20,7 @@ from .modeling.attribution_steerling import SteerlingAttributions
 from .modeling.lookup_steerling import device_of
 from .modeling.trace_steerling import SteerlingTrace
 from .reading import prompt_ids
+from .torch_state import check_differentiable
 
 CONCEPTS_KEPT = 64  # of each head
 
@@ -57,7 +58,7 @@ def explain(
         ImportError: captum is not installed, and `inputs` are wanted.
     """
     catalog = _fitted(catalog, model)
-    _check_inputs(inputs, belief, attribution)
+    _check_inputs(model, inputs, belief, attribution)
     given = prompt_ids(tokenizer, prompt)
     if (generation.get("num_return_sequences") or 1) != 1:
         raise ValueError(
@@ -107,7 +108,7 @@ def explain_output(
         ImportError: captum is not installed, and `inputs` are wanted.
     """
     catalog = _fitted(catalog, model)
-    _check_inputs(inputs, belief, attribution)
+    _check_inputs(model, inputs, belief, attribution)
     if getattr(output, "attributions", None) is None:
         raise ValueError(
             "`output` has no attributions: generate with return_dict_in_generate=True and output_attributions=True."
@@ -178,14 +179,13 @@ def explain_text(
         attribute_concepts(model, tokenizer, [tokens]),
         steps=[None] * len(tokens),
     )
-    attached = () if model._steering is None else model._steering.builders
     return Explanation(
         prompt=written.prompt(),
         answer=written.answer(),
         chunks=written.chunks(model, written.spans(model, by), catalog),
         model=_identity(model),
         generation={"seed": None, "settings": {}},
-        steering=[builder.operation.to_dict() for builder in attached],
+        steering=[operation.to_dict() for operation in model.attached_operations],
     )
 
 
@@ -232,7 +232,7 @@ class _Row:
         totals = {}
         for name in ("known", "unknown"):
             values = self.attributions.get(f"{name}_contributions")
-            totals[name] = torch.zeros(len(logits)) if values is None else values[self.row].sum(dim=-1)
+            totals[name] = torch.zeros_like(logits) if values is None else values[self.row].sum(dim=-1)
         tokens = []
         for position in range(self.prompt_length, len(self.tokens)):
             column, step = position + self.offset, self.steps[position]
@@ -296,7 +296,7 @@ def _check_gaps(where: str, gaps: bool) -> None:
         )
 
 
-def _check_inputs(inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:
+def _check_inputs(model: Any, inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:
     """Before an answer is generated that could not be explained."""
     settings = dict(attribution or {})
     settings.pop("memory_budget", None)
@@ -305,6 +305,7 @@ def _check_inputs(inputs: bool, belief: bool, attribution: Mapping[str, Any] | N
         raise ValueError(f"`attribution` has {unknown[0]!r}: choose from 'n_steps', 'method' and 'memory_budget'.")
     if inputs:
         check_settings(**settings)
+        check_differentiable(model)
     elif belief or attribution:
         raise ValueError("`inputs` is False, so there is nothing for `belief` or `attribution`: leave them out.")
 

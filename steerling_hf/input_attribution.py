@@ -11,6 +11,7 @@ from .modeling.lookup_steerling import split_concepts
 from .modeling.steering_steerling import SetConcepts
 from .modeling.trace_steerling import SteerlingTrace
 from .replay import Replay, alike, replay, saved_bytes
+from .torch_state import PlainTensors, check_differentiable, differentiable
 
 # Captum's rules, whose points are the same for all targets.
 EVEN_METHODS = ("gausslegendre", "riemann_right", "riemann_left", "riemann_middle")
@@ -71,13 +72,13 @@ class InputAttributions:
         """
         if scope not in ("prompt", "answer", "all"):
             raise ValueError(f"`scope` is {scope!r}: choose 'prompt', 'answer' or 'all'.")
-        inside = torch.ones(self.scores.shape[1], dtype=torch.bool)
+        inside = torch.ones(self.scores.shape[1], dtype=torch.bool, device="cpu")
         inside[: self.prompt_length] = scope != "answer"
         inside[self.prompt_length :] = scope != "prompt"
         chosen = (self.positions >= start) & (self.positions < (self.scores.shape[1] if stop is None else stop))
         scores = self.scores[chosen] * inside
         if not len(scores):
-            return torch.zeros(self.scores.shape[1])
+            return torch.zeros(self.scores.shape[1], dtype=torch.float32, device="cpu")
         return (scores / scores.abs().sum(dim=-1, keepdim=True).clamp(min=1e-8)).mean(dim=0)
 
 
@@ -119,20 +120,21 @@ def attribute_inputs(
         ImportError: captum is not installed.
     """
     check_settings(n_steps, method)
+    check_differentiable(model)
     targets = trace.decided.tolist() if positions is None else [int(position) for position in positions]
     if concept is not None:
         SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
     chosen = [] if concept is None else split_concepts(model, [concept])
     if not targets:
-        nothing = torch.zeros(0)
+        nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
         return InputAttributions(
             nothing.long(), nothing[:, None].expand(-1, len(trace.tokens)), nothing, nothing, trace.prompt_length
         )
-    with replay(model, trace, targets) as replaying, torch.no_grad():
+    with differentiable(model), replay(model, trace, targets) as replaying:
         function = _Target(replaying, trace.tokens[targets], chosen)
         room = _positions_within(memory_budget, function, replaying)
-        scores = torch.zeros(len(targets), len(trace.tokens))
-        values, baselines = torch.zeros(len(targets)), torch.zeros(len(targets))
+        scores = torch.zeros(len(targets), len(trace.tokens), dtype=torch.float32, device="cpu")
+        values, baselines = torch.zeros(2, len(targets), dtype=torch.float32, device="cpu")
         with tqdm(total=len(targets), desc="attributing", disable=not progress) as bar:
             for group in alike(replaying):
                 settled, width = replaying.settled(group[0]), replaying.visible(group[0])
@@ -142,7 +144,7 @@ def attribute_inputs(
                     found = _integrate(_Path(function, replaying, batch), n_steps, method, rows)
                     scores[batch, :width], values[batch], baselines[batch] = (part.float().cpu() for part in found)
                     bar.update(len(batch))
-    return InputAttributions(torch.tensor(targets), scores, values, baselines, trace.prompt_length)
+    return InputAttributions(torch.tensor(targets, device="cpu"), scores, values, baselines, trace.prompt_length)
 
 
 def check_settings(n_steps: int = N_STEPS, method: str = "adaptive") -> None:
@@ -183,7 +185,7 @@ class _Path:
     """The straight lines from a masked canvas to what targets see, which must be equally many positions."""
 
     def __init__(self, function: _Target, replaying: Replay, batch: list[int]):
-        self.function, self.targets = function, torch.tensor(batch)
+        self.function, self.targets = function, torch.tensor(batch, device="cpu")
         tokens = replaying.tokens(batch)
         self.start = replaying.embed(torch.full_like(tokens, replaying.mask)).float()
         self.line = replaying.embed(tokens).float() - self.start
@@ -205,7 +207,9 @@ class _Path:
 
 def _integrate(path: _Path, n_steps: int, method: str, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores (n, W), logits (n,) and logits without any text (n,) of n targets; a pass has so many rows."""
-    probes = torch.linspace(0, 1, PROBES + 1 if method == "adaptive" else 2).expand(len(path.targets), -1)
+    probes = torch.linspace(0, 1, PROBES + 1 if method == "adaptive" else 2, dtype=torch.float32, device="cpu").expand(
+        len(path.targets), -1
+    )
     values = path.values(probes, rows)
     edges, points = probes[:, [0, -1]], n_steps
     if method == "adaptive":
@@ -217,17 +221,19 @@ def _integrate(path: _Path, n_steps: int, method: str, rows: int) -> tuple[torch
     targets = path.targets.repeat_interleave(segments)
     # captum puts all segments that it is given into one pass, even if that has more rows than asked for.
     pieces = zip(path.at(edges[:, 1:]).split(rows), path.at(edges[:, :-1]).split(rows), targets.split(rows))
-    scores = [
-        integrals.attribute(
-            stops,
-            starts,
-            additional_forward_args=(owners,),
-            n_steps=points,
-            method="gausslegendre" if method == "adaptive" or n_steps == 1 else method,
-            internal_batch_size=rows,
-        )
-        for stops, starts, owners in pieces
-    ]
+    # captum makes tensors as the defaults are.
+    with PlainTensors():
+        scores = [
+            integrals.attribute(
+                stops,
+                starts,
+                additional_forward_args=(owners,),
+                n_steps=points,
+                method="gausslegendre" if method == "adaptive" or n_steps == 1 else method,
+                internal_batch_size=rows,
+            )
+            for stops, starts, owners in pieces
+        ]
     summed = torch.cat(scores).sum(dim=-1).unflatten(0, (-1, segments)).sum(dim=1)
     return summed, values[:, -1], values[:, 0]
 
@@ -238,7 +244,7 @@ def _even_segments(places: torch.Tensor, values: torch.Tensor, count: int) -> to
     change = change / change.sum(dim=-1, keepdim=True).clamp(min=1e-12)
     parts = (1 - EVENNESS) * change + EVENNESS * places.diff(dim=-1)
     reached = torch.nn.functional.pad((parts / parts.sum(dim=-1, keepdim=True)).cumsum(dim=-1), (1, 0))
-    wanted = torch.linspace(0, 1, count + 1).expand(len(values), -1).contiguous()
+    wanted = torch.linspace(0, 1, count + 1, dtype=torch.float32, device="cpu").expand(len(values), -1).contiguous()
     right = torch.searchsorted(reached.contiguous(), wanted).clamp(1, places.shape[1] - 1)
     low, high = reached.gather(1, right - 1), reached.gather(1, right)
     share = (wanted - low) / (high - low)
@@ -251,7 +257,7 @@ def _positions_within(budget: int, function: _Target, replaying: Replay) -> int:
     """How many positions of passes fit the budget."""
     widest = max(range(len(replaying.positions)), key=replaying.visible)
     embeddings = replaying.embed(replaying.tokens([widest])).float().requires_grad_()
-    needed = int(WORKSPACE * saved_bytes(replaying.model, function, embeddings, torch.tensor([widest])))
+    needed = int(WORKSPACE * saved_bytes(replaying.model, function, embeddings, torch.tensor([widest], device="cpu")))
     if needed > budget:
         raise ValueError(
             f"`memory_budget` is {budget:,} bytes, and a single pass over {replaying.visible(widest)} positions needs about "

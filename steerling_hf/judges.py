@@ -14,6 +14,7 @@ from .checks import check_positive
 from .judge_formats import FORMATS, JudgeFormat, Verdict
 from .modeling.lookup_steerling import device_of
 from .reading import pad_left
+from .torch_state import PlainTensors
 
 Judge = Callable[[Sequence[AttackPrompt], Sequence[str]], Sequence[Verdict]]
 Rule = Callable[[AttackPrompt, str], bool]
@@ -95,7 +96,8 @@ class ClassifierJudge:
         size = self.batch_size if self.tokenizer.pad_token_id is not None else 1
         for rows in _batches([row for row, verdict in enumerate(verdicts) if verdict is None], size):
             first, second = zip(*(pairs[row] for row in rows))
-            inputs = self.tokenizer(list(first), list(second), padding=len(rows) > 1, return_tensors="pt")
+            with PlainTensors():
+                inputs = self.tokenizer(list(first), list(second), padding=len(rows) > 1, return_tensors="pt")
             for row, said in zip(rows, self._labels_of(inputs)):
                 refused = bool(said & self.refusal_labels) if self.refusal_labels else None
                 verdicts[row] = Verdict(bool(said & self.success_labels), refused)

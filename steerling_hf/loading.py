@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .catalog import ConceptCatalog
 from .chat import chat_inputs
 from .checkpoints import checkpoint, checkpoint_names
+from .torch_state import PlainTensors
 
 
 def load(source: str) -> tuple[Any, Any]:
@@ -24,9 +25,10 @@ def load(source: str) -> tuple[Any, Any]:
 
 def encode(tokenizer: Any, text: str, chat: bool = False) -> Any:
     """Inputs of one row for `text` as it is, or as a user's message."""
-    if not chat:
-        return tokenizer(text, return_tensors="pt")
-    return chat_inputs(tokenizer, [{"role": "user", "content": text}], return_tensors="pt")
+    with PlainTensors():
+        if not chat:
+            return tokenizer(text, return_tensors="pt")
+        return chat_inputs(tokenizer, [{"role": "user", "content": text}], return_tensors="pt")
 
 
 def write_on(model: Any, tokenizer: Any, text: str, chat: bool = False, **kwargs: Any) -> torch.Tensor:

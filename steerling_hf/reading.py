@@ -8,22 +8,10 @@ import torch
 
 from .chat import chat_inputs
 from .modeling.lookup_steerling import device_of
+from .modes import evaluating
 
 # Positions that pass through a concept head at once.
 HEAD_POSITIONS = 1024
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, for as long as this context lasts."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -92,7 +80,7 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
         ids = prompt
     refusal = f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
     try:
-        given = torch.as_tensor(ids)
+        given = torch.as_tensor(ids, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(refusal) from error
     if given.numel() and (given.is_floating_point() or given.dtype == torch.bool):
@@ -101,7 +89,7 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
         raise ValueError(f"`prompt` has the shape {tuple(given.shape)}: give (T,) or (1, T) token ids.")
     given = given.flatten()
     if isinstance(prompt, Mapping) and prompt.get("attention_mask") is not None:
-        given = given[torch.as_tensor(prompt["attention_mask"]).flatten().bool()]
+        given = given[torch.as_tensor(prompt["attention_mask"], device="cpu").flatten().bool()]
     if not len(given):
         raise ValueError("`prompt` is empty: give a text, token ids or messages.")
     return given.tolist()
@@ -122,4 +110,4 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    return {"input_ids": torch.tensor(ids, device="cpu"), "attention_mask": torch.tensor(mask, device="cpu")}

@@ -27,7 +27,7 @@ def beginnings(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         kinds.append(next(same, len(first)))
         if kinds[-1] == len(first):
             first.append(row)
-    return torch.tensor(first), torch.tensor(kinds)
+    return torch.tensor(first, device="cpu"), torch.tensor(kinds, device="cpu")
 
 
 def read_prefix(
@@ -66,7 +66,9 @@ class _Shared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """The first rows of all kinds go backwards together, then the second ones, and so on."""
-        turns = torch.tensor([int((ctx.kinds[:row] == kind).sum()) for row, kind in enumerate(ctx.kinds)])
+        turns = torch.tensor(
+            [int((ctx.kinds[:row] == kind).sum()) for row, kind in enumerate(ctx.kinds)], device="cpu"
+        )
         upstream = [part.new_zeros(int(turns.max()) + 1, *part.shape) for part in ctx.states]
         for part, own in zip(upstream, gradients):
             part[turns, ctx.kinds] = own

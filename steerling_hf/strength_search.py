@@ -1,5 +1,6 @@
 """How strong steering should be: its effect and what it costs in fluency, over a range of strengths."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from .fluency import text_fluency
 from .modeling.lookup_steerling import device_of
 from .modeling.steering_steerling import Operation
 from .plots import line_plot
+from .torch_state import PlainTensors
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class StrengthTable(Sequence[StrengthTrial]):
             ValueError: The path does not end in `.svg`.
             FileNotFoundError: Its folder does not exist.
         """
-        fluency = torch.tensor([trial.fluency for trial in self.trials]).exp().tolist()
+        fluency = [math.exp(trial.fluency) for trial in self.trials]
         lines = {
             "effect": [(trial.strength, trial.effect) for trial in self.trials],
             "fluency": [(trial.strength, share) for trial, share in zip(self.trials, fluency)],
@@ -134,7 +136,7 @@ def search_strength(
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
     if isinstance(prompts, str):
         raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
-    if getattr(model, "_steering", None) is not None:
+    if getattr(model, "attached_operations", ()):
         raise ValueError("`model` is steered, and fluency is that of the unsteered model: remove its steering first.")
     if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
         raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
@@ -148,7 +150,9 @@ def search_strength(
 
     for strength in strengths if strengths is not None else between or ():
         changed(strength).check(model.config)
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(device_of(model))
+    with PlainTensors():
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    inputs = inputs.to(device_of(model))
 
     def attempt(strength: float) -> StrengthTrial:
         output = model.generate(**inputs, steering=changed(strength), **{"tokenizer": tokenizer, **generation})

@@ -113,7 +113,11 @@ def hit_of(
         catalog: Where names of concepts come from.
     """
     # From the vectors themselves, so that scores do not depend on how an index rounds.
-    cosine = float(torch.nn.functional.cosine_similarity(dense, torch.tensor(row["dense"]), dim=0))
+    cosine = float(
+        torch.nn.functional.cosine_similarity(
+            dense, torch.tensor(row["dense"], dtype=torch.float32, device="cpu"), dim=0
+        )
+    )
     scores = {"dense": _unit((1 + cosine) / 2)}
     parts = {int(i): weight * sparse[int(i)] for i, weight in row["sparse"].items() if int(i) in sparse}
     scores["sparse"] = _unit(sum(parts.values()))

@@ -57,7 +57,7 @@ def trace_vectors(
         ValueError: The model has no concept heads; see also `embed`.
     """
     rows = rows_of(model, tokenizer, texts, batch_size, max_length)
-    dense = torch.zeros(len(rows), model.config.n_embd, dtype=torch.float32)
+    dense = torch.zeros(len(rows), model.config.n_embd, dtype=torch.float32, device="cpu")
     strongest = StrongestConcepts(model, TOP_CONCEPTS, len(rows))
     with reading(model):
         for numbers, states in batches_of_states(model, rows, batch_size, progress=False):

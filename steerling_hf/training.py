@@ -84,11 +84,11 @@ class DiffusionCollator:
         return batch
 
     def _noise(self, example: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        ids = torch.as_tensor(example["input_ids"], dtype=torch.long)
+        ids = torch.as_tensor(example["input_ids"], dtype=torch.long, device="cpu")
         self._check(ids, example)
         given = example.get("labels")
-        labels = ids if given is None else torch.as_tensor(given, dtype=torch.long)
-        generator = torch.Generator()
+        labels = ids if given is None else torch.as_tensor(given, dtype=torch.long, device="cpu")
+        generator = torch.Generator("cpu")
         generator.manual_seed(self._seed_of(ids))
         window, tail, noisy_context = self._windows(len(ids), generator)
         targets = (labels != IGNORE_INDEX) & window
@@ -108,7 +108,7 @@ class DiffusionCollator:
     def _seed_of(self, ids: torch.Tensor) -> int:
         # Processes that train together draw the same numbers, but for other examples. Of a seed, torch's generator on the
         # CPU takes 32 bits, which both have to share.
-        seed = int(torch.randint(2**32, ())) if self.seed is None else self.seed
+        seed = int(torch.randint(2**32, (), device="cpu")) if self.seed is None else self.seed
         return zlib.crc32(ids.numpy().tobytes(), seed)
 
     def _windows(self, length: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -116,7 +116,7 @@ class DiffusionCollator:
         size = self.config.diff_block_size
         blocks = -(-length // size)
         straddles, prompts, tails, starts, ends = torch.rand(
-            5, blocks, generator=generator, dtype=torch.float32
+            5, blocks, generator=generator, dtype=torch.float32, device="cpu"
         ).tolist()
         first, last = [0] * blocks, [size] * blocks
         noisy_context = [False] * blocks
@@ -130,11 +130,11 @@ class DiffusionCollator:
                 first[block] = int(starts[block] * size)
                 if tails[block] < 0.5:
                     last[block] = first[block] + 1 + int(ends[block] * (size - first[block]))
-        column = torch.arange(blocks * size).view(blocks, size) % size
-        from_start = column >= torch.tensor(first)[:, None]
-        to_end = column < torch.tensor(last)[:, None]
+        column = torch.arange(blocks * size, device="cpu").view(blocks, size) % size
+        from_start = column >= torch.tensor(first, device="cpu")[:, None]
+        to_end = column < torch.tensor(last, device="cpu")[:, None]
         window, tail = (from_start & to_end).flatten(), (~to_end).flatten()
-        return window[:length], tail[:length], torch.tensor(noisy_context)
+        return window[:length], tail[:length], torch.tensor(noisy_context, device="cpu")
 
     def _check(self, ids: torch.Tensor, example: Mapping[str, Any]) -> None:
         if ids.dim() != 1 or not len(ids):
@@ -169,7 +169,7 @@ def _unpadded(example: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in columns.items():
         if len(values) != len(mask):
             raise ValueError(f"`attention_mask` of an example has length {len(mask)}; `{name}` has {len(values)}.")
-    real = torch.as_tensor(mask).bool()
+    real = torch.as_tensor(mask, device="cpu").bool()
     if real.dim() != 1 or real.all():
         return dict(example)
     text = real.nonzero()[:, 0].tolist()
@@ -179,10 +179,10 @@ def _unpadded(example: Mapping[str, Any]) -> dict[str, Any]:
 def _pad_concepts(rows: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
     time = max(map(len, rows))
     width = max((len(concepts) for row in rows for concepts in row), default=0)
-    padded = torch.full((len(rows), time, width), IGNORE_INDEX)
+    padded = torch.full((len(rows), time, width), IGNORE_INDEX, dtype=torch.long, device="cpu")
     for i, row in enumerate(rows):
         for j, concepts in enumerate(row):
-            padded[i, j, : len(concepts)] = torch.as_tensor(concepts, dtype=torch.long)
+            padded[i, j, : len(concepts)] = torch.as_tensor(concepts, dtype=torch.long, device="cpu")
     return padded
 
 

@@ -62,9 +62,11 @@ def test_writes_a_flat_hub_folder(tiny_model, out):
         "model.safetensors",
         "tokenizer_config.json",
         VOCABULARY,
-        "tokenization_steerling.py",
-        "vocabulary_steerling.py",
-        *(path.name for path in (Path(steerling_hf.__file__).parents[1] / "modeling").glob("*_steerling.py")),
+        *(
+            path.name
+            for folder in ("modeling", "tokenization")
+            for path in (Path(steerling_hf.__file__).parents[1] / folder).glob("*_steerling.py")
+        ),
     }
     config = json.loads((out / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP

@@ -383,6 +383,8 @@ def test_confidence_is_that_of_the_unsampled_distribution(model, settings):
 class Recorder(LogitsProcessor):
     """Keeps the shapes it is called with, and forbids one token."""
 
+    sees_canvas = True
+
     def __init__(self, forbidden: int):
         self.forbidden = forbidden
         self.calls = []

@@ -282,7 +282,7 @@ def test_a_wider_canvas_needs_more(model):
 def state(model):
     modes = {name: module.training for name, module in model.named_modules()}
     wanted = {name: weight.requires_grad for name, weight in model.named_parameters()}
-    return modes, wanted, hooks_of(model), model._steering
+    return modes, wanted, hooks_of(model), model.attached_operations
 
 
 @pytest.mark.parametrize("fails", ["not at all", "by its budget", "in a pass", "by a position"])

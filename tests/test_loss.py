@@ -73,7 +73,7 @@ def test_one_pass_equals_a_pass_for_each_block(straddles, attention, tiny_model,
     torch.manual_seed(0)
     batch = objective.noise_batch(model.config, ids, ids, noisy_context=noisy_context)
     with torch.no_grad():
-        states = objective.encode(model.transformer, model.config, batch)
+        states = objective.encode(model.transformer, model.config, batch).last_hidden_state
         for block in range(4):
             start, end = block * SIZE, min(50, (block + 1) * SIZE)
             noised_from = start - SIZE if straddles and block % 2 else start
