@@ -77,6 +77,7 @@ def test_writes_a_flat_hub_folder(tiny_model, out):
     assert not [name for name in names if (out / name).stat().st_mode & 0o600 != 0o600]
 
 
+@pytest.mark.compatibility
 def test_a_model_in_memory_comes_back_equal(tiny_model, out):
     model = tiny_model().bfloat16()
     export(model, out)

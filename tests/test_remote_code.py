@@ -60,6 +60,7 @@ except ModuleNotFoundError:
     assert isolated(code).strip() == "absent"
 
 
+@pytest.mark.compatibility
 def test_all_five_auto_classes_generate_save_and_load_again(any_folder, isolated, tmp_path):
     code = """
 import torch
@@ -91,6 +92,7 @@ print("same")
     assert isolated(code, any_folder, tmp_path).strip() == "same"
 
 
+@pytest.mark.compatibility
 def test_pipelines(isolated, any_folder):
     code = """
 from transformers import pipeline

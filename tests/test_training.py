@@ -270,6 +270,7 @@ def train(
     return trainer
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("seed", [0, None])
 def test_gradient_accumulation_changes_nothing(seed, tiny_model, tmp_path):
     whole = train(tiny_model(), tmp_path / "whole", batch=8, accumulate=1, seed=seed).model
@@ -280,6 +281,7 @@ def test_gradient_accumulation_changes_nothing(seed, tiny_model, tmp_path):
     assert (whole.transformer.tok_emb.weight - start["transformer.tok_emb.weight"]).abs().max() > 1e-3
 
 
+@pytest.mark.compatibility
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model, tmp_path):
     whole = train(tiny_model(), tmp_path / "whole", batch=4, accumulate=1, steps=6).model
     parts = {"folder": tmp_path / "parts", "batch": 4, "accumulate": 1, "save_strategy": "steps", "save_steps": 3}
@@ -289,6 +291,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_model, tmp_path
         torch.testing.assert_close(two, one)
 
 
+@pytest.mark.compatibility
 def test_evaluation_is_repeatable(tiny_model, tmp_path):
     trainer = train(tiny_model(), tmp_path, batch=4, accumulate=1, steps=1, prediction_loss_only=True)
     first, second = trainer.evaluate(), trainer.evaluate()
