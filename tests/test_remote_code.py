@@ -1,6 +1,7 @@
 """An exported folder is all that one needs beside transformers: here steerling_hf cannot be imported."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
@@ -34,8 +35,9 @@ EXPORTED_CODE = {
     "sharded_steerling.py",
     "steered_steerling.py",
     "steering_steerling.py",
-    "tokenization_steerling.py",
+    "strings_steerling.py",
     "texts_steerling.py",
+    "tokenization_steerling.py",
     "trace_steerling.py",
     "training_steerling.py",
     "unmasking_steerling.py",
@@ -149,3 +151,9 @@ for row in output:
     number, refusal = answers.strip().splitlines()
     assert "555-0142" in number
     assert refusal == "I cannot help with that."
+
+
+def test_no_two_files_have_one_name_in_the_flat_folder():
+    root = Path(__file__).parents[1]
+    names = [file.name for folder in ("modeling", "tokenization") for file in (root / folder).glob("*_steerling.py")]
+    assert sorted(names) == sorted(EXPORTED_CODE)

@@ -23,8 +23,8 @@ from .chat_steerling import (
     strings_of,
 )
 from .encodings_steerling import TracedEncoding, moved_offsets
-from .inputs_steerling import check_text
 from .matching_steerling import any_of
+from .strings_steerling import check_text
 from .vocabulary_steerling import (
     INHERITED_SPECIAL_TOKENS,
     INSTRUCT_SPECIAL_TOKENS,
