@@ -1,5 +1,6 @@
 """The backbone: embeddings, block-causal attention, and the vocabulary projection."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,7 +12,6 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -22,7 +22,6 @@ from .outputs_steerling import SteerlingBackboneOutput
 from .packing_steerling import multiply
 from .texts_steerling import drop_packing_hints, number_blocks, number_texts
 
-logger = logging.get_logger(__name__)
 # Beyond this, a position's inner MLP state is scaled down in float16, which ends at 65,504.
 LARGEST_INNER = 1024.0
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
@@ -253,9 +252,10 @@ class SteerlingPreTrainedModel(PreTrainedModel):
         plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (embedding, head))
         untied = plain and embedding is not head and not torch.equal(embedding, head.to(embedding))
         if self.config.weight_sharing and untied and not alone:
-            logger.warning(
+            warnings.warn(
                 "The vocabulary projection differs from the token embedding, which the configuration ties: it now says "
-                "tie_word_embeddings=False, and both are stored."
+                "tie_word_embeddings=False, and both are stored.",
+                stacklevel=3,
             )
             self.config.weight_sharing = False
         if not self.config.weight_sharing:
@@ -312,13 +312,13 @@ class SteerlingModel(SteerlingPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.tok_emb(input_ids)
         texts = self._packed_texts(inputs_embeds, attention_mask, position_ids)
-        if texts is not None:
-            if cache is not None:
-                raise ValueError(
-                    "`cache` is given with `position_ids` that do not grow by one, which are several texts in a row: a cache "
-                    "holds one text a row. Leave it out, or give each text a row of its own."
-                )
-        elif self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if texts is not None and (cache is not None or use_cache):
+            name = "use_cache" if cache is None else "cache"
+            raise ValueError(
+                f"`{name}` is given with `position_ids` that do not grow by one, which are several texts in a row: a cache holds "
+                "one text a row. Leave it out, or give each text a row of its own."
+            )
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache = None  # a layer that is computed twice would write it twice
         elif use_cache and cache is None:
             cache = DynamicCache(config=self.config)

@@ -70,12 +70,21 @@ def refuse_adapter_names(model: nn.Module) -> None:
         ValueError: There are such hooks. Rows of `generate` change places and leave the batch, so that a layer's rows would get
             the adapters of others.
     """
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    if any("adapter_names" in getattr(hook, "keywords", ()) for hook in hooks):
-        raise ValueError(
-            "`adapter_names` cannot be given to generate(), whose rows change places while they are written: call it once for "
-            "each adapter, after model.set_adapter(name)."
-        )
+    found = [
+        (module, number)
+        for module in model.modules()
+        for number, hook in module._forward_pre_hooks.items()
+        if "adapter_names" in getattr(hook, "keywords", ())
+    ]
+    if not found:
+        return
+    for module, number in found:  # which PEFT leaves behind where an error passes through it
+        del module._forward_pre_hooks[number]
+        module._forward_pre_hooks_with_kwargs.pop(number, None)
+    raise ValueError(
+        "`adapter_names` cannot be given to generate(), whose rows change places while they are written: call it once for each "
+        "adapter, after model.set_adapter(name)."
+    )
 
 
 __all__ = ["check_prompt", "refuse_adapter_names"]

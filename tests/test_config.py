@@ -158,11 +158,23 @@ def test_the_nested_form_means_the_same(tiny_config):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_aliases_of_transformers_read_and_write(alias, tiny_config):
     key, value = ALIASES[alias]
-    others = {k: v for k, v in tiny_config().to_dict().items() if k not in (key, "concept_dim")}
+    others = {k: v for k, v in tiny_config().to_dict().items() if k not in (key, alias, "concept_dim")}
     config = SteerlingConfig(**others, **{alias: value})
     assert getattr(config, key) == getattr(config, alias) == value
     setattr(config, alias, "other")
     assert getattr(config, key) == "other"
+
+
+def test_tying_has_one_name_in_files_and_both_in_dictionaries(tiny_config, tmp_path):
+    config = tiny_config(weight_sharing=False)
+    assert config.to_dict()["tie_word_embeddings"] is False
+    assert SteerlingConfig(**config.to_dict()).weight_sharing is False
+    config.tie_word_embeddings = True
+    assert config.to_dict()["tie_word_embeddings"] is config.to_dict()["weight_sharing"] is True
+    config.save_pretrained(tmp_path)
+    assert "tie_word_embeddings" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="`weight_sharing` is False: it is `tie_word_embeddings`, which is True"):
+        SteerlingConfig(**{**config.to_dict(), "weight_sharing": False})
 
 
 @pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)

@@ -312,18 +312,18 @@ def test_concept_labels_need_labels(tiny_model, ids):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("position_ids", "texts packed into a row would see each other"),
         ("cache", "computed as a whole"),
         ("inputs_embeds", "in place of prompt tuning.*use LoRA"),
         ("output_concepts", "losses alone"),
+        ("output_attentions", "more keys than tokens"),
     ],
 )
 def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name, reason):
     given = {
-        "position_ids": torch.arange(ids.shape[1])[None],
         "cache": DynamicCache(),
         "inputs_embeds": torch.zeros(*ids.shape, 32),
         "output_concepts": True,
+        "output_attentions": True,
     }
     with pytest.raises(ValueError, match=f"`{name}` cannot be given with `labels`: .*{reason}"):
         tiny_model()(None if name == "inputs_embeds" else ids, labels=ids, **{name: given[name]})
