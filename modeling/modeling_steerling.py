@@ -25,7 +25,7 @@ from .loss_steerling import (
     noise_batch,
     weighted_nll,
 )
-from .outputs_steerling import SteerlingConcepts, SteerlingOutput
+from .outputs_steerling import SteerlingConcepts, SteerlingFeatureOutput, SteerlingOutput
 from .packing_steerling import multiply
 from .texts_steerling import drop_packing_hints
 from .training_steerling import (
@@ -55,6 +55,8 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
     known_head: SteerlingConceptHead | None
     unknown_head: SteerlingConceptHead | None
     _tied_weights_keys = {"transformer.lm_head.weight": "transformer.tok_emb.weight"}
+    # Whether outputs begin with `last_hidden_state`, as those of whatever AutoModel loads do.
+    states_first = False
 
     def __init__(self, config):
         super().__init__(config)
@@ -144,7 +146,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> SteerlingOutput | SteerlingTokenLosses:
+    ) -> SteerlingOutput | SteerlingFeatureOutput | SteerlingTokenLosses:
         """
         Logits of every position for the token at that position, or the training loss.
 
@@ -226,13 +228,16 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
             logits = multiply(self.transformer.lm_head, concepts["composed"][:, keep])
         else:
             logits = self.compute_logits(hidden[:, keep])
-        return SteerlingOutput(
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            concepts=concepts,
-        )
+        found = {
+            "logits": logits,
+            "cache": outputs.cache,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+            "concepts": concepts,
+        }
+        if self.states_first:
+            return SteerlingFeatureOutput(last_hidden_state=hidden, **found)
+        return SteerlingOutput(**found)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of last hidden states (..., D); the concept heads run only if something depends on them."""
@@ -329,6 +334,32 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         return SteerlingOutput(loss=loss, diffusion_loss=bound.detach(), hidden_states=outputs.hidden_states)
 
 
+class SteerlingAutoModel(SteerlingForDiffusionLM):
+    """
+    What AutoModel loads by: a `SteerlingForDiffusionLM` whose outputs begin with the last hidden state. The library takes the first
+    output of such models for their features, as in `pipeline("feature-extraction")`.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in the library."""
+        loaded = SteerlingForDiffusionLM.from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # beside it, what `output_loading_info` asks for
+        model.states_first = True
+        return loaded
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> SteerlingForDiffusionLM:
+        model = SteerlingForDiffusionLM._from_config(config, **kwargs)
+        model.states_first = True
+        return model
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Of the class that is loaded, so that its code is saved with it."""
+        SteerlingForDiffusionLM.register_for_auto_class(auto_class)
+
+
 def _is_hooked(module: nn.Module) -> bool:
     return any(part._forward_pre_hooks or active_hooks(part) for part in module.modules())
 
@@ -378,6 +409,7 @@ def _on(device: torch.device, output: Any) -> Any:
 
 
 __all__ = [
+    "SteerlingAutoModel",
     "SteerlingConcepts",
     "SteerlingForDiffusionLM",
     "SteerlingOutput",

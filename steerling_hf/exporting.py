@@ -28,7 +28,7 @@ from .weights import check_shapes, find_weights, read_shapes
 
 AUTO_MAP = {
     "AutoConfig": "configuration_steerling.SteerlingConfig",
-    "AutoModel": "modeling_steerling.SteerlingForDiffusionLM",
+    "AutoModel": "modeling_steerling.SteerlingAutoModel",
     "AutoModelForCausalLM": "modeling_steerling.SteerlingForDiffusionLM",
     "AutoModelForMaskedLM": "modeling_steerling.SteerlingForDiffusionLM",
 }

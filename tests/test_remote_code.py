@@ -105,6 +105,9 @@ assert one[0]["generated_text"].startswith("The gardener"), one
 fill = pipeline("fill-mask", model=sys.argv[1], trust_remote_code=True)
 guesses = fill("The garden was full of<|mask|>.", top_k=3)
 assert len(guesses) == 3 and all(0 <= guess["score"] <= 1 for guess in guesses), guesses
+features = pipeline("feature-extraction", model=sys.argv[1], trust_remote_code=True)
+states = features("The gardener", return_tensors=True)
+assert states.shape[-1] == features.model.config.hidden_size, states.shape
 print(type(generator.model).__name__, type(fill.model).__name__)
 """
     assert isolated(code, any_folder).split() == ["SteerlingForDiffusionLM"] * 2
