@@ -18,7 +18,7 @@ from steerling_hf.trace_engine import EMBEDDED_KINDS
 from steerling_hf.trace_filter import expression
 from steerling_hf.trace_index import WRITTEN_AT_ONCE, TraceIndex
 from steerling_hf.trace_results import MEANING
-from steerling_hf.trace_store import TraceStore
+from steerling_hf.trace_store import PROPERTY, TraceStore, _info_of
 from steerling_hf.trace_vectors import trace_vectors
 
 pymilvus = pytest.importorskip("pymilvus")
@@ -374,6 +374,7 @@ def test_another_models_index_is_refused(uri, model, tokenizer):
 
 def test_arguments_that_are_refused_before_anything_is_made(tmp_path, model, tokenizer):
     path = tmp_path / "index.db"
+    (tmp_path / "notes.pdf").write_bytes(b"")
     index = TraceIndex(path)
     for changes, message in [
         ({"documents": []}, "`documents` has no text in it"),
@@ -383,6 +384,20 @@ def test_arguments_that_are_refused_before_anything_is_made(tmp_path, model, tok
         ({"batch_size": 0}, "`batch_size` is 0: choose 1 or more"),
         ({"embedding": "logits"}, "`embedding` is 'logits': choose from"),
         ({"shard": (2, 2)}, r"`shard` is \(2, 2\): give \(i, n\) with 0 <= i < n"),
+        ({"shard": 3}, "`shard` is 3: give"),
+        ({"shard": "01"}, "`shard` is '01': give"),
+        ({"shard": (0, 1, 2)}, r"`shard` is \(0, 1, 2\): give"),
+        ({"shard": (0.0, 1)}, r"`shard` is \(0.0, 1\): give"),
+        ({"chunk_tokens": "8"}, "`chunk_tokens` is '8': give a whole number of 1 or more"),
+        ({"chunk_tokens": 8.5}, "`chunk_tokens` is 8.5: give a whole number"),
+        ({"batch_size": True}, "`batch_size` is True: choose 1 or more"),
+        ({"batch_size": None}, "`batch_size` is None: give a whole number"),
+        ({"index": None}, "`index` is None: give a text"),
+        ({"text": 5}, "`text` is 5: give a text"),
+        ({"source": ""}, "`source` is '': give a text"),
+        ({"documents": b"rose"}, "`documents` is a bytes: give a dataset"),
+        ({"documents": None}, "`documents` is a NoneType"),
+        ({"documents": str(tmp_path / "notes.pdf")}, "give a file that ends in .jsonl"),
     ]:
         with pytest.raises(ValueError, match=message):
             build(index, model, tokenizer, **{"documents": DOCUMENTS, **changes})
@@ -398,6 +413,13 @@ def test_queries_that_are_refused(tmp_path, model, tokenizer):
         build(index, model, tokenizer)
         for changes, message in [
             ({"k": 0}, "`k` is 0: choose 1 or more"),
+            ({"k": "5"}, "`k` is '5': give a whole number"),
+            ({"k": 2.0}, "`k` is 2.0: give a whole number"),
+            ({"by": None}, "`by` is None: give a text"),
+            ({"by": ""}, "`by` is '': give a text"),
+            ({"text": None}, "`text` is None: give a string or a list of strings"),
+            ({"text": b"rain"}, "`text` is b'rain': give a string"),
+            ({"text": ["rain", 5]}, "give a string or a list of strings"),
             ({"k": 5000}, "`k` is 5000: an index returns no more than 4096"),
             ({"kind": "bm25"}, "`kind` is 'bm25': choose from 'dense', 'sparse', 'hybrid'"),
             ({"text": ""}, "has no tokens"),
@@ -414,6 +436,13 @@ def test_queries_that_are_refused(tmp_path, model, tokenizer):
         ]:
             with pytest.raises(ValueError, match=message):
                 index.trace(model, tokenizer, **{"text": QUERIES[0], **changes})
+        for batch_size, message in [
+            (0, "choose 1 or more"),
+            ("5", "give a whole number"),
+            (16_385, "no more than 16384"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                index.rows(batch_size)
 
 
 def test_expressions():
@@ -500,3 +529,54 @@ def test_progress_only_where_it_is_wanted(tmp_path, model, tokenizer, capsys):
         assert capsys.readouterr().err == ""
         index.build(model, tokenizer, DOCUMENTS)
         assert "indexing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            {"format": 2, "vectors": "of another kind"},
+            "has the format 2, and this version of steerling-hf reads 1: update",
+        ),
+        ({"format": 1, "dimension": "32"}, "does not say whose vectors it holds .* build it anew"),
+        ({"fingerprint": 1, "dimension": 32, "concepts": 50, "embedding": "x", "index": "FLAT"}, "does not say whose"),
+        ([], "does not say whose vectors it holds"),
+        (None, "does not say whose vectors it holds"),
+    ],
+)
+def test_an_index_of_another_format(written, message, server, model, tokenizer, monkeypatch):
+    with TraceIndex(server) as index:
+        build(index, model, tokenizer)
+    described = pymilvus.MilvusClient.describe_collection
+
+    def as_written(client, name, **options):
+        return {**described(client, name, **options), "properties": {PROPERTY: json.dumps(written)}}
+
+    monkeypatch.setattr(pymilvus.MilvusClient, "describe_collection", as_written)
+    with TraceIndex(server) as index:
+        for ask in (len, lambda index: index.trace(model, tokenizer, QUERIES[0])):
+            with pytest.raises(ValueError, match=message):
+                ask(index)
+
+
+def test_what_is_written_of_an_index_is_read_with_its_format_or_without(tmp_path, model, tokenizer):
+    with TraceIndex(tmp_path / "index.db") as index:
+        build(index, model, tokenizer)
+        info = index.info
+    for extra in ({}, {"format": 1}):
+        assert _info_of(json.dumps({**extra, **vars(info)}), "here") == info
+
+
+def test_keys_that_cannot_be_opened_are_named(tmp_path, model, tokenizer, monkeypatch):
+    monkeypatch.setattr("steerling_hf.trace_index.WRITTEN_AT_ONCE", 7)
+    monkeypatch.setattr("steerling_hf.trace_store.CHUNKS_OF_A_PART", 20)
+    path = tmp_path / "index.db"
+    path.mkdir()
+    (path / "collections").mkdir()
+    with TraceIndex(path) as index:
+        build(index, model, tokenizer)
+        (keys,) = path.glob("*.keys")
+        keys.unlink()
+        keys.mkdir()
+        with pytest.raises(ValueError, match=r"documents.keys' cannot be read .*: delete it"):
+            build(index, model, tokenizer)
