@@ -388,7 +388,7 @@ def _model_name(model: Any) -> str:
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
         return repr(value)
 

@@ -16,6 +16,7 @@ from .concept_labels import FLAGS, HEADS, Concept, find_labels, read_labels, wri
 from .concept_proposals import LabelProposal
 from .concept_search import ConceptIndex
 from .concept_statistics import ActiveConcept, Contrast, TokenScore
+from .files import reading_artefact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,9 @@ class ConceptCatalog:
             ValueError: The file is not what the schema says.
             ImportError: The labels are in parquet, and the extra `concepts` is not installed.
         """
-        return cls(read_labels(find_labels(source, revision)))
+        path = find_labels(source, revision)
+        with reading_artefact(path, "list of concept labels"):
+            return cls(read_labels(path))
 
     @classmethod
     def for_model(cls, model: SteerlingForDiffusionLM, source: str | Path | None = None) -> ConceptCatalog:

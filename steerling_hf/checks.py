@@ -1,7 +1,77 @@
-"""What is asked of arguments all over the package."""
+"""What is asked of arguments all over the package. Every refusal names the argument and its value, and says what will do."""
+
+import math
+import os
+import reprlib
+from collections.abc import Collection
+from typing import Any
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise a `ValueError` that names the argument unless its value is 1 or more."""
-    if value < 1:
-        raise ValueError(f"`{name}` is {value}: choose 1 or more.")
+def check_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None
+) -> None:
+    """
+    Raise a `ValueError` that names the argument unless its value is a finite number from `low` to `high`.
+
+    Args:
+        above: A bound that the value has to exceed.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.8e308
+    if not number or not low <= value <= high or (above is not None and value <= above):
+        bounds = [] if above is None else [f"above {above:g}"]
+        bounds += [f"from {low:g}"] * (low > -math.inf) + [f"to {high:g}"] * (high < math.inf)
+        raise ValueError(f"`{name}` is {short(value)}: give a number{' ' if bounds else ''}{' '.join(bounds)}.")
+
+
+def check_whole(name: str, value: Any, low: int | None = None, high: int | None = None) -> None:
+    """Raise a `ValueError` that names the argument unless its value is a whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"`{name}` is {short(value)}: give a whole number.")
+    if low is not None and value < low:
+        raise ValueError(f"`{name}` is {value}: choose {low} or more.")
+    if high is not None and value > high:
+        raise ValueError(f"`{name}` is {value}: choose {high} or less.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names the argument unless its value is a whole number, 1 or more."""
+    check_whole(name, value, 1)
+
+
+def check_switches(**values: Any) -> None:
+    """Raise a `ValueError` that names the argument unless every value is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` is {short(value)}: give True or False.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raise a `ValueError` that names the argument unless its value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` is {short(value)}: choose from {', '.join(map(repr, choices))}.")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise a `ValueError` that names the argument unless its value is a string."""
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` is {short(value)}: give a string.")
+
+
+def check_path(name: str, value: Any) -> None:
+    """
+    Raises:
+        TypeError: The value is no path.
+        ValueError: It is empty, or has a NUL character, which no path has.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"`{name}` is {short(value)}: give a path.")
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(f"`{name}` is {short(value)}: give a path as a string.")
+    if not path or "\0" in path:
+        raise ValueError(f"`{name}` is {short(value)}: give a path that is not empty and has no NUL.")
+
+
+def short(value: Any) -> str:
+    """A value as errors show it."""
+    return reprlib.repr(value) if not isinstance(value, str) or len(value) > 200 else repr(value)

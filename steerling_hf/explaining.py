@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -69,7 +70,11 @@ def explain(
     fixed = {"return_dict_in_generate": True, "output_attributions": True, "output_scores": True}
     ids = torch.tensor([given], device=device_of(model))
     output = model.generate(ids, **{"tokenizer": tokenizer, **generation, **fixed})
-    settings = {key: value for key, value in generation.items() if isinstance(value, (int, float, str, bool))}
+    settings = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in generation.items()
+        if isinstance(value, (int, float, str, bool))
+    }
     return explain_output(
         model,
         tokenizer,
