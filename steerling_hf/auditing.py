@@ -12,7 +12,7 @@ from typing import Any
 from .case import Case
 from .catalog import ConceptCatalog
 from .chat import chat_inputs
-from .checks import check_path
+from .checks import check_catalog, check_model, check_path, check_switches, check_text, check_tokenizer, short
 from .chunks import Spans, check_by
 from .explaining import explain, explain_text
 from .explanation import Explanation, in_frame
@@ -145,6 +145,11 @@ class Audit:
             raise ValueError(
                 "This audit comes from a file, without its model: suggest_fix() needs the one of audit()."
             )
+        if target is not None:
+            check_text("target", target)
+        if accept is not None and not callable(accept):
+            raise ValueError(f"`accept` is {short(accept)}: give a function of a text, or leave it out.")
+        check_switches(progress=progress)
         if target is not None and not target.strip():
             raise ValueError(f"`target` is {target!r}: give the answer that you would rather have, or leave it out.")
         if not self.drivers:
@@ -157,6 +162,8 @@ class Audit:
 
     def with_remedies(self, remedies: Sequence[Remedy]) -> Audit:
         """This audit with remedies to be saved and shown."""
+        if not isinstance(remedies, Sequence) or not all(isinstance(remedy, Remedy) for remedy in remedies):
+            raise ValueError(f"`remedies` is {short(remedies)}: give a list of what `suggest_fix` found.")
         return replace(self, remedies=tuple(remedies))
 
     def to_dict(self) -> dict[str, Any]:
@@ -278,6 +285,14 @@ def audit(
         ValueError: An argument cannot be used; the answer is empty; the model has steering attached.
         FileNotFoundError: The index was not built.
     """
+    check_model(model)
+    check_tokenizer(tokenizer)
+    check_catalog(catalog)
+    check_switches(inputs=inputs, progress=progress)
+    if index is not None and not isinstance(index, TraceIndex):
+        raise ValueError(f"`index` is of the type {type(index).__name__}: give a TraceIndex, or None.")
+    if trace is not None and not isinstance(trace, Mapping):
+        raise ValueError(f"`trace` is {short(trace)}: give a dictionary, or None.")
     if model._steering is not None:
         raise ValueError(
             "`model` is steered, but concepts are weighed in the unsteered one: take the steering off, and give it as `steering`."
