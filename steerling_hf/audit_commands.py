@@ -16,7 +16,7 @@ from .attacks import evaluate_attacks
 from .auditing import ENDINGS, Audit, audit
 from .checkpoints import checkpoint_names
 from .chunks import KINDS
-from .command_options import add_model, add_prompt
+from .command_options import add_model, add_prompt, at_least
 from .files import check_file
 from .judges import InstructJudge, Judge, PatternJudge
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
@@ -38,7 +38,10 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     auditing.add_argument("--token", help=f"the index server's token (default: the environment's {TOKEN})")
     auditing.add_argument("--collection", default="steerling_documents", metavar="NAME", help="(default: %(default)s)")
     auditing.add_argument(
-        "-k", type=int, metavar="N", help="with --index: documents' chunks for each chunk of the answer (default: 5)"
+        "-k",
+        type=at_least(1),
+        metavar="N",
+        help="with --index: documents' chunks for each chunk of the answer (default: 5)",
     )
     auditing.add_argument("--fix", action="store_true", help="try remedies against the concept that drove the answer")
     auditing.add_argument("--target", metavar="TEXT", help="with --fix: the answer that you would rather have")
@@ -74,8 +77,10 @@ def add_attack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     attacking.add_argument(
         "--format", choices=("wildguard", "harmbench"), default="wildguard", help="of --judge (default: %(default)s)"
     )
-    attacking.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
-    attacking.add_argument("--batch-size", type=int, default=16, metavar="N", help="(default: %(default)s)")
+    attacking.add_argument(
+        "--max-new-tokens", type=at_least(1), default=128, metavar="N", help="(default: %(default)s)"
+    )
+    attacking.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="(default: %(default)s)")
     attacking.add_argument("--save", metavar="FILE", help="write all answers, verdicts and rates as .json")
     attacking.add_argument("--plot", metavar="FILE", help="write a bar chart as .svg")
     attacking.set_defaults(run=_attack)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import loading
 from .catalog import ConceptCatalog
-from .command_options import add_model
+from .command_options import add_model, at_least
 from .concept_labels import FLAGS, HEADS, RELEASED_LABELS, Concept
 
 MEMBERS_SHOWN = 10
@@ -57,7 +57,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--limit", type=int, default=10, metavar="N", help="at most so many concepts (default: %(default)s)"
+        "--limit", type=at_least(1), default=10, metavar="N", help="at most so many concepts (default: %(default)s)"
     )
 
 
@@ -126,7 +126,7 @@ def _labels(options: argparse.Namespace) -> ConceptCatalog:
 
 
 def _name_or_id(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else text
 
 
 def _title(concept: Concept) -> str:
@@ -136,4 +136,7 @@ def _title(concept: Concept) -> str:
 def _lines(path: str) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path!r} is no file: give one with a text on each line.")
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not in UTF-8 ({error}): convert it first.") from error

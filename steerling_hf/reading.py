@@ -42,6 +42,8 @@ def encode_texts(
     Raises:
         ValueError: Something is no text, has no tokens, or has more than the context holds while no `max_length` is given.
     """
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+        raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
     texts = list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
@@ -75,7 +77,10 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
     elif isinstance(prompt, Mapping):
         ids = prompt.get("input_ids")
     elif isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
-        ids = chat_inputs(tokenizer, prompt)["input_ids"]
+        try:
+            ids = chat_inputs(tokenizer, prompt)["input_ids"]
+        except ValueError as error:
+            raise ValueError(f"`prompt` is no chat that can be answered: {error}") from error
     else:
         ids = prompt
     refusal = f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
