@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -315,7 +315,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         if concept_labels is not None:
             check_concept_labels(self.config, concept_labels, batch.noised)
         outputs = encode(self.transformer, self.config, batch, **kwargs)
-        hidden = outputs.last_hidden_state
+        hidden = cast(torch.Tensor, outputs.last_hidden_state)
         noised = (batch.labels != IGNORE_INDEX).to(hidden.device)
         logits = self.compute_logits(hidden[noised])
         total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch

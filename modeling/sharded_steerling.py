@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def gathered_weights(model: nn.Module) -> Iterator[None]:
+def gathered_weights(model: Any) -> Iterator[None]:
     """
     Every process holds all weights of a sharded model in here, and its own shards behind. FSDP gathers a block's weights when
     all processes compute it, and sees `forward` only; generation calls parts of a model, as often as its own texts need.

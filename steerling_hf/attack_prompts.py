@@ -194,8 +194,8 @@ def _reader(
                 )
             return read
     known = "; or ".join(" and ".join(columns) for columns in FORMATS)
-    columns = ", ".join(map(str, row)) or "(none)"
-    raise ValueError(f"`source` is {_name(source)}, which has the columns {columns}, but needs {known}.")
+    present = ", ".join(map(str, row)) or "(none)"
+    raise ValueError(f"`source` is {_name(source)}, which has the columns {present}, but needs {known}.")
 
 
 def _own(row: Mapping[str, Any], number: str) -> AttackPrompt:

@@ -28,7 +28,7 @@ from .trace_results import MEANING, SharedConcept, SourceShare, Trace, TraceHit,
 FORMAT = 1
 ENDINGS = (".html", ".json")
 # What a report shows, and all that it does not.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     **REPORTED,
     "format": int,
     "concepts": [{**REPORTED["concepts"][0], "id": COUNT, "steerable": bool}],

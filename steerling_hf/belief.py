@@ -70,7 +70,8 @@ def measure_belief(
         raise ValueError(
             f"`attributions` is of the type {type(attributions).__name__}: give what attribute_inputs found."
         )
-    if not isinstance(fractions, Sequence) or isinstance(fractions, str):
+    given: Any = fractions
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise ValueError(f"`fractions` is {short(fractions)}: give a list of shares between 0 and 1.")
     for fraction in fractions:
         check_number("fractions", fraction)

@@ -25,7 +25,7 @@ def check_number(
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     except OverflowError:  # a whole number that is too large for a float
         return False
 
@@ -34,6 +34,7 @@ def check_whole(name: str, value: Any, low: int | None = None, high: int | None 
     """Raise a `ValueError` that names the argument unless its value is a whole number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"`{name}` is {short(value)}: give a whole number.")
+    value = int(value)
     if low is not None and value < low:
         raise ValueError(f"`{name}` is {value}: choose {low} or more.")
     if high is not None and value > high:

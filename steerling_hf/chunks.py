@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -82,7 +82,7 @@ def check_by(by: str | Spans, start: int = 0, end: int | None = None) -> None:
     if not isinstance(by, Sequence) or not all(_is_span(span) for span in by):
         raise ValueError(f"`by` is {by!r:.80}: choose 'chunk', 'sentence' or a list of spans, each of two positions.")
     free = start
-    for first, stop in by:
+    for first, stop in cast(Sequence[tuple[int, int]], by):
         if not free <= first < stop or (end is not None and stop > end):
             raise ValueError(
                 f"`by` has the span ({first}, {stop}): give spans in their order, without overlaps, from position {start} on, "

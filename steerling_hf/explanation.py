@@ -46,7 +46,7 @@ TRACE = {
     "attached": [{"operation": str, ...: object}],
 }
 # What a report shows, and all that it does not.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     **REPORTED,
     "model": {...: (str, None)},
     "steering": [{"operation": str, ...: object}],

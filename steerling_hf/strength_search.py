@@ -140,9 +140,10 @@ def search_strength(
         raise ValueError(f"`objective` is {short(objective)}: give a function of a list of texts.")
     check_positive("trials", trials)
     check_text("field", field)
-    for name, values, count in (("strengths", strengths, None), ("between", between, 2)):
+    lists: tuple[tuple[str, Any, int | None], ...] = (("strengths", strengths, None), ("between", between, 2))
+    for name, values, count in lists:
         if values is not None:
-            if not isinstance(values, Sequence) or isinstance(values, str) or (count and len(values) != count):
+            if isinstance(values, str) or not isinstance(values, Sequence) or (count and len(values) != count):
                 raise ValueError(f"`{name}` is {short(values)}: give a list of {'two ' if count else ''}numbers.")
             for value in values:
                 check_number(name, value)

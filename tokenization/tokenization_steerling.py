@@ -121,7 +121,9 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         # Every way to add a token ends here.
         self._update_trie()
         self.total_vocab_size = self.vocab_size + sum(id_ >= self.vocab_size for id_ in self._added_tokens_decoder)
-        self._added_tokens_regex = None  # made when it is first needed: tokens may be added one by one
+        self._added_tokens_regex: re.Pattern[str] | None = (
+            None  # made when it is first needed: tokens may be added one by one
+        )
         added = self._added_tokens_decoder.values()
         self._added_tokens_look_around = any(token.lstrip or token.rstrip or token.single_word for token in added)
 
@@ -209,7 +211,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
 
     # ---- Text to ids
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(self, text: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]  # as in the slow base class
         """As in the base class; other values than a string are refused."""
         if not isinstance(text, str):
             raise ValueError(f"`text` is of the type {type(text).__name__}; give a string.")
@@ -604,7 +606,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
                 return text
             text = control.sub(lambda match: match[0][:1] + WORD_JOINER + match[0][1:], text)
         raise ValueError(
-            f"`conversation` has the special token {found[0]!r}, which is too short to be broken; pass tokenize=True, or "
+            f"`conversation` has a special token, {control.findall(text)[0]!r}, which is too short to be broken; pass tokenize=True, or "
             "sanitize_control_tokens=False to let it be a token."
         )
 

@@ -11,7 +11,7 @@ HEAD = frozenset({"known", "unknown"})
 
 PARTS = {"known": float, "unknown": float, "residual": float}
 TOKEN = {"text": str, "id": int}
-AUDIT = {
+AUDIT: dict[str, Any] = {
     # Of the whole answer, the strongest first.
     "concepts": [
         {
@@ -57,7 +57,7 @@ AUDIT = {
         }
     ],
 }
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "format": int,
     "model": {"name": str, "fingerprint": (str, None)},
     "generation": {"seed": (int, None), "settings": dict},
