@@ -16,7 +16,7 @@ from .attacks import evaluate_attacks
 from .auditing import ENDINGS, Audit, audit
 from .checkpoints import checkpoint_names
 from .chunks import KINDS
-from .command_options import add_model, add_prompt, at_least
+from .command_options import add_model, add_prompt
 from .files import check_file
 from .judges import InstructJudge, Judge, PatternJudge
 from .modeling.modeling_steerling import SteerlingForDiffusionLM
@@ -39,7 +39,7 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     auditing.add_argument("--collection", default="steerling_documents", metavar="NAME", help="(default: %(default)s)")
     auditing.add_argument(
         "-k",
-        type=at_least(1),
+        type=int,
         metavar="N",
         help="with --index: documents' chunks for each chunk of the answer (default: 5)",
     )
@@ -77,10 +77,8 @@ def add_attack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     attacking.add_argument(
         "--format", choices=("wildguard", "harmbench"), default="wildguard", help="of --judge (default: %(default)s)"
     )
-    attacking.add_argument(
-        "--max-new-tokens", type=at_least(1), default=128, metavar="N", help="(default: %(default)s)"
-    )
-    attacking.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="(default: %(default)s)")
+    attacking.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
+    attacking.add_argument("--batch-size", type=int, default=16, metavar="N", help="(default: %(default)s)")
     attacking.add_argument("--save", metavar="FILE", help="write all answers, verdicts and rates as .json")
     attacking.add_argument("--plot", metavar="FILE", help="write a bar chart as .svg")
     attacking.set_defaults(run=_attack)

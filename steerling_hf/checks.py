@@ -3,7 +3,7 @@
 import math
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,7 +96,7 @@ def check_model(model: Any, name: str = "model") -> None:
 
 def check_tokenizer(tokenizer: Any, name: str = "tokenizer") -> None:
     """Raise a `ValueError` that names the argument unless its value is a tokenizer."""
-    if isinstance(tokenizer, type) or not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+    if isinstance(tokenizer, type) or not callable(tokenizer):
         raise ValueError(f"`{name}` is of the type {type(tokenizer).__name__}: give the model's tokenizer.")
 
 
@@ -116,7 +116,7 @@ def check_trace(trace: Any) -> None:
 
 def check_texts(name: str, value: Any) -> None:
     """Raise a `ValueError` that names the argument unless its value is a collection of strings, and no string itself."""
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise ValueError(f"`{name}` is {short(value)}: give a list of strings.")
     for text in value:
         if not isinstance(text, str):

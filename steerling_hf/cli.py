@@ -10,7 +10,7 @@ from . import demo, loading
 from .audit_commands import add_attack, add_audit
 from .checkpoints import checkpoint_names
 from .chunks import KINDS
-from .command_options import add_prompt, at_least
+from .command_options import add_prompt
 from .concept_commands import add_concepts
 from .explaining import explain
 from .explanation import check_target
@@ -67,11 +67,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generating = commands.add_parser("generate", help="go on from a text, or answer a message")
     add_prompt(generating)
-    generating.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="denoising steps in all (default: one a token)"
-    )
+    generating.add_argument("--steps", type=int, metavar="N", help="denoising steps in all (default: one a token)")
     generating.add_argument("--greedy", action="store_true", help="take the most probable token each time")
-    generating.add_argument("--seed", type=at_least(0), metavar="N", help="seed of the sampling")
+    generating.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
     generating.add_argument(
         "--steer", metavar="RECIPE", help="show the text under this recipe too: a file, folder or Hub repository"
     )
@@ -82,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     explaining = commands.add_parser("explain", help="answer, and say which concepts and inputs made each token")
     add_prompt(explaining)
-    explaining.add_argument(
-        "--seed", type=at_least(0), metavar="N", help="seed of the sampling (default: no sampling)"
-    )
+    explaining.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: no sampling)")
     explaining.add_argument("--steer", metavar="RECIPE", help="under this recipe: a file, folder or Hub repository")
     explaining.add_argument(
         "--by", choices=KINDS, default="chunk", help="how to cut the answer (default: %(default)s)"

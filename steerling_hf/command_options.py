@@ -1,22 +1,6 @@
 """Options that several commands share."""
 
 import argparse
-from collections.abc import Callable
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number from `least` on."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"it is {text[:40]}: choose {least} or more")
-        return number
-
-    return read
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -29,4 +13,4 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT")
     add_model(parser)
     parser.add_argument("--chat", action="store_true", help="TEXT is a user's message")
-    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: %(default)s)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import loading
 from .catalog import ConceptCatalog
-from .command_options import add_model, at_least
+from .command_options import add_model
 from .concept_labels import FLAGS, HEADS, RELEASED_LABELS, Concept
 
 MEMBERS_SHOWN = 10
@@ -57,7 +57,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--limit", type=at_least(1), default=10, metavar="N", help="at most so many concepts (default: %(default)s)"
+        "--limit", type=int, default=10, metavar="N", help="at most so many concepts (default: %(default)s)"
     )
 
 

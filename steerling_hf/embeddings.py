@@ -194,11 +194,11 @@ def concept_vectors(
     """
     check_model(model)
     check_switches(progress=progress)
-    check_whole("top_known", top_known, 0)
-    check_whole("top_unknown", top_unknown, 0)
+    check_whole("top_known", top_known)
+    check_whole("top_unknown", top_unknown)
     tops = {"known": top_known, "unknown": top_unknown}
     heads = heads_of(model)
-    if not any(tops[name] for name in heads):
+    if min(tops.values()) < 0 or not any(tops[name] for name in heads):
         raise ValueError(
             f"`top_known` is {top_known} and `top_unknown` is {top_unknown}: keep 1 concept or more, of a head that `model` "
             f"has ({', '.join(heads)})."

@@ -42,7 +42,7 @@ def encode_texts(
     Raises:
         ValueError: Something is no text, has no tokens, or has more than the context holds while no `max_length` is given.
     """
-    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
     texts = list(texts)
     if not all(isinstance(text, str) for text in texts):

@@ -135,6 +135,8 @@ def search_strength(
     check_tokenizer(tokenizer)
     if not isinstance(operation, Operation):
         raise ValueError(f"`operation` is {short(operation)}: give an operation, such as Amplify(3).")
+    if isinstance(prompts, str):
+        raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
     check_texts("prompts", prompts)
     if not callable(objective):
         raise ValueError(f"`objective` is {short(objective)}: give a function of a list of texts.")

@@ -391,7 +391,7 @@ def test_aggregates():
         ({"positions": [15, 99]}, "`position` is 99"),
         ({"concept": 50}, "50.*ids 0 to 19"),
         ({"concept": -1}, "-1.*ids 0 to 19"),
-        ({"concept": "topic"}, "'topic'.*ids 0 to 19"),
+        ({"concept": "topic"}, "`concept` is 'topic'"),
     ],
     ids=str,
 )

@@ -39,7 +39,7 @@ from steerling_hf import (
 NAN = math.nan
 NO_NUMBERS = (0, -1, 1.5, "3", None, True, NAN, [1])
 NO_SWITCH = (None, "no", 2, [])
-NO_TEXTS = (None, 5, b"ab", ["a", 5], [None], {"a": 1})
+NO_TEXTS = (None, 5, b"ab", ["a", 5], [None])
 NO_MODEL = (None, "steerling-nano", 5, torch.nn.Linear(2, 2))
 NO_TOKENIZER = (None, "steerling-nano", 5)
 NO_CATALOG = (5, "names", {})
@@ -406,21 +406,28 @@ def test_every_public_function_is_in_the_table():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["generate", "a", "--steps", "0"], "argument --steps: it is 0: choose 1 or more"),
-        (["generate", "a", "--seed", "-1"], "argument --seed: it is -1: choose 0 or more"),
-        (["generate", "a", "--max-new-tokens", "x"], "argument --max-new-tokens: 'x' is no whole number"),
-        (["explain", "a", "--max-new-tokens", "0"], "argument --max-new-tokens"),
+        (["generate", "a", "--steps", "0"], "`steps` is 0"),
+        (["generate", "a", "--seed", "-1"], "`seed` is -1"),
+        (["generate", "a", "--max-new-tokens", "x"], "argument --max-new-tokens: invalid int value: 'x'"),
+        (["explain", "a", "--no-inputs", "--max-new-tokens", "0"], "`max_new_tokens` is"),
         (["explain", "a", "--by", "word"], "argument --by"),
-        (["audit", "a", "-k", "0"], "argument -k"),
+        (["audit", "a", "-k", "0"], "-k belongs to --index"),
         (["audit", "a", "--reject", "("], "argument --reject"),
-        (["attack", "a.jsonl", "--batch-size", "-3"], "argument --batch-size"),
-        (["concepts", "search", "a", "--limit", "0"], "argument --limit"),
+        (["concepts", "search", "a", "--limit", "0"], "`limit` is 0"),
+        (["concepts", "show", "9" * 5000, "--tokens", "0"], "No concept is named"),
+        (["concepts", "contrast", __file__, "nowhere"], "'nowhere' is no file"),
+        (["export", "steerling-nano", "out", "--repo-id", "a b"], "`repo_id` is 'a b'"),
+        (["generate", "a", "--steer", "a\0b"], "`source` is"),
     ],
 )
-def test_options_of_commands_are_named(capsys, arguments, words):
+def test_options_of_commands_are_named(capsys, tmp_path, monkeypatch, arguments, words):
     from steerling_hf.cli import main
 
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:  # of argparse
+        code = stopped.code
+    assert code == 2
     assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
