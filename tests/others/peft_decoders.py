@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from peft import PeftConfig, PromptLearningConfig
+from peft import PeftConfig, PromptLearningConfig, ShadowConfig
 
 from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM, SteerlingTokenizer, checkpoint
 
@@ -53,7 +53,7 @@ def model_id(folder) -> str:
 def for_steerling(config_class: type[PeftConfig], options: dict) -> dict:
     """The options of a method with the layers that it adapts, which PEFT knows by itself only for its own list of models."""
     options = dict(options)
-    if not issubclass(config_class, PromptLearningConfig):
+    if not issubclass(config_class, (PromptLearningConfig, ShadowConfig)):
         options["target_modules"] = TARGETS
     if "feedforward_modules" in options:
         options["feedforward_modules"] = FEEDFORWARD
@@ -94,6 +94,15 @@ def is_of_any_model(function) -> bool:
     return any(mark.name == "parametrize" and mark.args[0] == "model_id" for mark in marks)
 
 
+def prepare_inputs_for_testing(self) -> dict[str, torch.Tensor]:
+    """As theirs, but for padding, which theirs put inside a text."""
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    return {
+        "input_ids": torch.tensor([[1, 1, 1], [1, 2, 1]]).to(self.torch_device),
+        "attention_mask": mask.to(self.torch_device),
+    }
+
+
 TestSteerling = type(
     "TestSteerling",
     (theirs.TestDecoderModels,),
@@ -101,5 +110,6 @@ TestSteerling = type(
         name: with_our_model(function) if is_of_any_model(function) else None
         for name, function in vars(theirs.TestDecoderModels).items()
         if name.startswith("test_")
-    },
+    }
+    | {"prepare_inputs_for_testing": prepare_inputs_for_testing},
 )
