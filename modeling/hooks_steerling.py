@@ -284,7 +284,8 @@ def add_injections(
     and what is computed again in a backward pass have theirs, and compiled blocks only read tensors.
     """
     for amount, direction in kwargs.get("injections") or ():
-        output = output + amount.to(output.device) * direction.to(output.device)
+        # In the output's precision, whatever the model's was when the direction was made.
+        output = output + (amount.to(output.device) * direction.to(output.device)).to(output.dtype)
     return output
 
 

@@ -32,7 +32,6 @@ from .training_steerling import (
     NOT_SHIFTED,
     SteerlingTokenLosses,
     SteerlingTrainingMixin,
-    hide_from_class,
     token_losses,
 )
 
@@ -127,7 +126,6 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
                 state_dict._metadata = metadata  # type: ignore[attr-defined]
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    @hide_from_class("concept_labels")
     @accept_past_key_values
     @can_return_tuple
     def forward(
@@ -174,8 +172,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
             num_items_in_batch: Target tokens of the whole optimisation step, which Trainer gives under gradient accumulation.
 
         Raises:
-            TypeError: An argument is of the wrong type; the message says which.
-            ValueError: An argument has the wrong shape or values, or comes from a trainer whose loss this model has not. Values
+            ValueError: An argument has the wrong type, shape or values, or comes from a trainer whose loss this model has not. Values
                 are looked at where they are on the CPU, and nothing is while `torch.compile` or an export traces the call.
         """
         fused = kwargs.pop("fused_lm_head", False)

@@ -11,7 +11,7 @@ FORBIDDEN = (PAD, EOS, MASK)
 
 def make_model(**overrides) -> SteerlingForDiffusionLM:
     """Seeded weights, evaluation mode; keywords override the configuration."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = {
         "vocab_size": VOCABULARY,
         "n_layers": 2,

@@ -211,7 +211,7 @@ def test_what_explain_refuses(made):
     ):
         with pytest.raises(ValueError, match=message):
             explain(model, tokenizer, prompt, max_new_tokens=2)
-    asked = {"return_dict_in_generate": True, "output_attributions": True}
+    asked = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_attributions": True}
     filled = model.generate(tokenizer("The<|mask|> watered", return_tensors="pt")["input_ids"], **asked)
     with pytest.raises(ValueError, match="The prompt of `output` has gaps"):
         explain_output(model, tokenizer, filled)

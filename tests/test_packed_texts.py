@@ -155,7 +155,7 @@ def test_a_flattening_collator_trains_each_text(tiny_model, texts):
         ),
         ({"labels": True, "first": 3}, "`position_ids` hold a text that starts at 3"),
         ({"labels": True, "noisy_context": torch.zeros(1, 5).bool()}, "`noisy_context` is for rows of one text"),
-        ({"labels": True, "shape": 1}, r"`position_ids` has shape \(1, 73\)"),
+        ({"labels": True, "shape": 1}, r"`position_ids` is torch.int64 of shape \(1, 73\)"),
         (
             {"labels": True, "attention_mask": torch.arange(74)[None] < 70},
             "`labels` hold targets where `attention_mask`",
