@@ -55,9 +55,9 @@ class RowCriteria:
         for criterion in self.criteria:
             said: Any = criterion(ids, None)
             try:
-                found = torch.as_tensor(said).bool().cpu()
+                found = torch.as_tensor(said, device="cpu").bool()
             except (TypeError, ValueError, RuntimeError):
-                found = torch.empty(0, 0, device="cpu")
+                found = torch.empty(0, 0, dtype=torch.bool, device="cpu")
             if found.shape not in ((), verdict.shape):
                 raise ValueError(
                     f"`stopping_criteria`: {type(criterion).__name__} returned {said!r} for {len(ids)} rows: return True or False, "

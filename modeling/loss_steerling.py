@@ -93,7 +93,9 @@ class Layout:
         """`draw_noise` in the blocks of each text."""
         # Where each token lies if every block has all its columns.
         columns = self.blocks * self.size + self.positions % self.size
-        grid = torch.zeros(len(targets), (int(self.blocks.max()) + 1) * self.size, device=targets.device).int()
+        grid = torch.zeros(
+            len(targets), (int(self.blocks.max()) + 1) * self.size, dtype=torch.int, device=targets.device
+        )
         # Padding may share a column with a token.
         grid = grid.scatter_reduce(1, columns, targets.int(), "amax").bool()
         return draw_noise(grid, self.size).gather(1, columns) & targets

@@ -71,7 +71,7 @@ def multiply_opaque(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 def weight_rows(layer: Any, rows: torch.Tensor) -> torch.Tensor:
     """(n, in features) rows (n,) of the weight that a linear layer multiplies with, float32; hooks are left out."""
-    like = torch.empty(0, layer.in_features, device=rows.device)
+    like = torch.empty(0, layer.in_features, dtype=torch.float32, device=rows.device)
     return torch.cat([columns[:, rows.to(columns.device)].float() for columns in _columns(layer.forward, like)]).T
 
 

@@ -86,7 +86,7 @@ def token_losses(
     weights, labels = batch.weights.to(nll.device)[chosen], batch.labels.to(nll.device)[chosen]
 
     def spread(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(targets.shape, device=nll.device).masked_scatter(chosen, values)
+        return torch.zeros(targets.shape, dtype=values.dtype, device=nll.device).masked_scatter(chosen, values)
 
     log_probs = spread(-nll) - targets * (concepts.to(nll.device) / targets.sum().clamp(min=1))
     # The loss_type "dft" weighs each token by its probability, which these are not.

@@ -237,9 +237,9 @@ def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
             refuse_nan(best - best)  # which is NaN for inf as well
             answer = own(logits, count)
             try:
-                chosen = torch.as_tensor(answer).cpu()
+                chosen = torch.as_tensor(answer, device="cpu")
             except (TypeError, ValueError, RuntimeError):
-                chosen = torch.empty(0, device="cpu")
+                chosen = torch.empty(0, dtype=torch.float32, device="cpu")
             whole = chosen.dtype == torch.long and chosen.dim() == 1 and 0 < len(chosen.unique()) == len(chosen)
             if not whole or chosen.min() < 0 or chosen.max() >= len(logits):
                 raise ValueError(

@@ -121,7 +121,7 @@ def test_inherited_sampling_settings_do_not_disturb_greedy_decoding(model):
     sampling = {"do_sample": True, "entropy_temperature": True, "temperature": 0.7, "top_p": 0.8, "top_k": 9}
     model.generation_config = SteerlingGenerationConfig(**sampling, max_new_tokens=12)
     assert torch.equal(model.generate(make_prompt(9), do_sample=False), greedy)
-    assert not torch.equal(model.generate(make_prompt(9), seed=0), greedy)
+    assert not torch.equal(model.generate(make_prompt(9), seed=2), greedy)
 
 
 def test_the_default_length_is_transformers_own(model):
