@@ -416,6 +416,9 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _make_sampler(self, generation_config: SteerlingGenerationConfig, rows: int, device) -> TokenSampler:
         """Greedy, or with the library's warpers and a generator per row."""
+        seeds = generation_config.seed
+        if isinstance(seeds, (list, tuple)) and len(seeds) != rows:
+            raise ValueError(f"`seed` has {len(seeds)} values for {rows} rows: give one per row, or a single number.")
         if not generation_config.do_sample:
             return TokenSampler(LogitsProcessorList(), None)
         shaping = SteerlingGenerationConfig()
@@ -428,13 +431,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if generation_config.entropy_temperature:
             top_p = 1.0 if shaping.top_p is None else shaping.top_p
             warpers.insert(0, EntropyTemperatureLogitsWarper(top_p))
-        seeds = generation_config.seed
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (rows,), device="cpu").tolist()
         elif isinstance(seeds, int):
             seeds = [(seeds + row) % 2**63 for row in range(rows)]
-        elif len(seeds) != rows:
-            raise ValueError(f"`seed` has {len(seeds)} values for {rows} rows: give one per row, or a single number.")
         return TokenSampler(warpers, [torch.Generator(device).manual_seed(seed) for seed in seeds])
 
     # What the library asks along the way

@@ -43,6 +43,7 @@ from steerling_hf import (
     SetConcepts,
     SteeringRecipe,
     SteerlingConfig,
+    SteerlingForDiffusionLM,
     SteerlingTokenizer,
     Suppress,
     SuppressTokens,
@@ -117,7 +118,7 @@ def ids(rng: random.Random, rows: int, length: int, masks: float = 0.0) -> torch
 
 FIELDS: dict[str, list[Any]] = {
     "vocab_size": [96, 100], "n_layers": [1, 2], "n_head": [4, 2], "n_embd": [32, 16], "n_kv_heads": [2, 1, None], "block_size": [64, 32],
-    "diff_block_size": [8, 4, 64], "use_rms_norm": [True, False], "norm_eps": [1e-5, 1e-6], "norm_order": ["post", "pre"],
+    "diff_block_size": [8, 4], "use_rms_norm": [True, False], "norm_eps": [1e-5, 1e-6], "norm_order": ["post", "pre"],
     "use_qk_norm": [True, False], "use_rope": [True], "rope_base": [500000, 10000.0], "rope_full_precision": [True, False],
     "clip_qkv": [10.0, None, 1], "mlp_type": ["swiglu", "standard"], "activation": ["gelu", "relu", "silu"], "mlp_ratio": [4, 2],
     "intermediate_size": [48, None], "use_bias": [True, False], "weight_sharing": [True, False], "interpretable": [True, False],
@@ -159,7 +160,7 @@ def config_call(rng: random.Random) -> Call:
     def check(config: Any) -> None:
         again = SteerlingConfig.from_dict(json.loads(config.to_json_string(use_diff=False)))
         expect(again.to_dict() == config.to_dict(), "a file and back differ")
-        made = make_model(**{**given})
+        made = SteerlingForDiffusionLM(config).eval()
         out = made(torch.tensor([[1, 2, MASK]])).logits
         expect(bool(torch.isfinite(out).all()), "logits are not finite")
 
@@ -204,7 +205,7 @@ def generate_call(rng: random.Random) -> Call:
         return Call(
             lambda: model().generate(prompt, **{**settings, name: value}),
             {"prompt": prompt, **settings, name: value},
-            (name,),
+            (name, "concepts", "strength") if name == "steering" else (name,),
         )
     if rng.random() < 0.4:
         settings["steering"] = operation(rng)
@@ -320,7 +321,7 @@ def tokenizer_call(rng: random.Random) -> Call:
     text = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 12)))
     tok = tokenizer()
     if kind == "wrong":
-        value = rng.choice([5, 1.5, object(), b"x", {"a": 1}, "\ud800"])
+        value = rng.choice([5, 1.5, object(), b"x", {"a": 1}])
         return Call(lambda: tok(value), {"text": value}, ("text",))
     if kind == "text":
 
