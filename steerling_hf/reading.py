@@ -25,7 +25,7 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 def encode_texts(
     model: Any,
     tokenizer: Any,
-    texts: Iterable[str],
+    texts: Any,
     max_length: int | None = None,
     name: str = "texts",
     remedy: str = "split the text",
