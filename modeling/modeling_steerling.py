@@ -29,7 +29,6 @@ from .training_steerling import (
     NOT_SHIFTED,
     SteerlingTokenLosses,
     SteerlingTrainingMixin,
-    hide_from_class,
     token_losses,
 )
 
@@ -109,7 +108,6 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
                 state_dict._metadata = metadata  # type: ignore[attr-defined]
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    @hide_from_class("concept_labels")
     @accept_past_key_values
     @can_return_tuple
     def forward(

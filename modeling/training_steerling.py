@@ -3,10 +3,10 @@
 # The library declares `self` in its mixins as the finished model.
 # mypy: disable-error-code="misc"
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -27,32 +27,24 @@ NO_NEXT_TOKEN = (
 )
 
 
-def hide_from_class(*names: str) -> Callable[[Callable], Any]:
+class _EveryBatchHasLabelsOnly(type):
     """
-    Decorator of `forward`: looked up on the class, its signature lacks these arguments. Trainer takes every argument with
-    "label" in its name there for one that each batch has, and evaluates no loss for batches without; which columns a data
-    set keeps, it reads from the model, which shows them all.
+    Shows the class's `forward` without `concept_labels`. Trainer takes every argument with "label" in its name there for one that
+    each batch has, and evaluates no loss of other batches; which columns a data set keeps, it reads from a model, which shows all.
     """
-    return lambda function: _ShownByInstances(function, names)
 
+    @property
+    def forward(cls) -> Callable:
+        whole = next(vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base))
 
-class _ShownByInstances:
-    def __init__(self, function: Callable, hidden: tuple[str, ...]):
-        self.function = function
-        signature = inspect.signature(function)
-        kept = [parameter for name, parameter in signature.parameters.items() if name not in hidden]
-
+        @functools.wraps(whole)
         def forward(*args, **kwargs):
-            return function(*args, **kwargs)
+            return whole(*args, **kwargs)
 
-        forward.__dict__.update(function.__dict__, __wrapped__=function)
-        forward.__doc__, forward.__module__ = function.__doc__, function.__module__
-        forward.__name__, forward.__qualname__ = function.__name__, function.__qualname__
+        signature = inspect.signature(whole)
+        kept = [value for name, value in signature.parameters.items() if name != "concept_labels"]
         forward.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-        self.of_class = forward
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Callable:
-        return self.of_class if instance is None else MethodType(self.function, instance)
+        return forward
 
 
 @dataclass
@@ -113,7 +105,7 @@ def _refuse_probabilities(*_: Any) -> torch.Tensor:
     )
 
 
-class SteerlingTrainingMixin:
+class SteerlingTrainingMixin(metaclass=_EveryBatchHasLabelsOnly):
     """Recognises the trainers of TRL."""
 
     model_tags: list[str] | None
@@ -165,6 +157,5 @@ __all__ = [
     "NOT_SHIFTED",
     "SteerlingTokenLosses",
     "SteerlingTrainingMixin",
-    "hide_from_class",
     "token_losses",
 ]
