@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -227,9 +228,8 @@ class SteerlingPreTrainedModel(PreTrainedModel):
 
     def note_untied(self) -> None:
         """Let the configuration say whether the vocabulary projection is still the token embedding."""
-        embedding, head = (
-            getattr(module, "weight", None) for module in (self.get_input_embeddings(), self.get_output_embeddings())
-        )
+        embedding: Any = getattr(self.get_input_embeddings(), "weight", None)
+        head: Any = getattr(self.get_output_embeddings(), "weight", None)
         alone = getattr(self, "_hf_peft_config_loaded", False)  # adapters are stored without these
         # What is sharded, quantised or offloaded cannot be compared here.
         plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (embedding, head))

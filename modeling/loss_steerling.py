@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import ModelOutput
 
 from .concepts_steerling import SteerlingConceptHead
+from .outputs_steerling import SteerlingBackboneOutput
 from .texts_steerling import number_blocks, number_texts
 
 IGNORE_INDEX = -100
@@ -199,7 +199,7 @@ def noise_batch(
     )
 
 
-def encode(transformer: PreTrainedModel, config, batch: NoisedBatch, **kwargs) -> ModelOutput:
+def encode(transformer: PreTrainedModel, config, batch: NoisedBatch, **kwargs) -> SteerlingBackboneOutput:
     """The backbone's output for the noised tokens, each block seeing itself and clean earlier blocks: (batch, time, D)."""
     layout = batch.layout
     time = batch.noised.shape[1]

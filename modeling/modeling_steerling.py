@@ -126,7 +126,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
-    ) -> SteerlingOutput:
+    ) -> SteerlingOutput | SteerlingTokenLosses:
         """
         Logits of every position for the token at that position, or the training loss.
 
@@ -285,7 +285,7 @@ class SteerlingForDiffusionLM(SteerlingTrainingMixin, SteerlingGenerationMixin, 
         if concept_labels is not None:
             check_concept_labels(self.config, concept_labels, batch.noised)
         outputs = encode(self.transformer, self.config, batch, **kwargs)
-        hidden = outputs.last_hidden_state
+        hidden: Any = outputs.last_hidden_state
         noised = (batch.labels != IGNORE_INDEX).to(hidden.device)
         logits = self.compute_logits(hidden[noised])
         total = batch.targets.sum() if num_items_in_batch is None else num_items_in_batch

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 
 def check_prompt(config: Any, prompt: Any, attention_mask: Any) -> None:
@@ -60,7 +59,7 @@ def _check_attention_mask(config: Any, prompt: torch.Tensor, attention_mask: Any
         raise ValueError(f"`input_ids` has {longest} tokens for a context of {context}: shorten the prompt.")
 
 
-def refuse_adapter_names(model: nn.Module) -> None:
+def refuse_adapter_names(model: Any) -> None:
     """
     Refuse PEFT's `adapter_names`, which it hands to layers by hooks, a name for each row of the call.
 

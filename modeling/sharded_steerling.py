@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 
 @contextmanager
-def gathered_weights(model: nn.Module) -> Iterator[None]:
+def gathered_weights(model: Any) -> Iterator[None]:
     """
     Every process holds all weights of a sharded model in here, and its own shards behind. FSDP gathers a block's weights when
     all processes compute it, and sees `forward` only; generation calls parts of a model, as often as its own texts need.
@@ -35,7 +34,7 @@ def gathered_weights(model: nn.Module) -> Iterator[None]:
             state._auto_reshard_after_forward = auto
 
 
-def _sharded_modules(model: nn.Module) -> list[Any]:
+def _sharded_modules(model: Any) -> list[Any]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return []
     from torch.distributed.fsdp import FSDPModule
