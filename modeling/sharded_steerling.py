@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def gathered_weights(model: Any) -> Iterator[None]:
             state._auto_reshard_after_forward = auto
 
 
-def _sharded_modules(model: nn.Module) -> list[Any]:
+def _sharded_modules(model: Any) -> list[Any]:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return []
     from torch.distributed.fsdp import FSDPModule

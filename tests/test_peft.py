@@ -73,11 +73,11 @@ def test_a_head_that_was_trained_apart_is_not_lost(interpretable, tiny_model, tm
     torch.testing.assert_close(again(IDS).logits, expected)
 
 
-@pytest.mark.parametrize("part", ["model", "backbone"])
+@pytest.mark.parametrize("part", ["model", "backbone", "model without heads"])
 def test_a_head_that_was_untied_by_hand_is_stored_with_a_warning(part, tiny_model, tmp_path):
-    model = tiny_model()
+    model = tiny_model(interpretable=part != "model without heads")
     model.transformer.lm_head.weight = torch.nn.Parameter(model.transformer.lm_head.weight * 2)
-    whole = model if part == "model" else model.transformer
+    whole = model.transformer if part == "backbone" else model
     with pytest.warns(UserWarning, match="it now says tie_word_embeddings=False"):
         whole.save_pretrained(tmp_path)
     again = type(whole).from_pretrained(tmp_path)

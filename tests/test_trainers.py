@@ -1,6 +1,7 @@
 """Trainers that nobody here wrote: transformers' own beyond test_training.py, and TRL's."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -178,3 +179,15 @@ def test_scores_of_next_tokens_are_refused_without_a_trainer(tiny_model, right):
     with pytest.raises(ValueError, match="log-probabilities of next tokens"):
         model(ids, labels=ids, fused_lm_head=True)
     assert model(ids).logits.shape == (1, ids.shape[1], 8200)
+
+
+def test_the_class_shows_trainer_the_labels_of_every_batch_only(tiny_model):
+    model = tiny_model(interpretable=False)
+    shown = inspect.signature(type(model).forward).parameters
+    assert [name for name in shown if "label" in name] == ["labels"]
+    assert "concept_labels" in inspect.signature(model.forward).parameters
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model(ids).logits
+    assert torch.equal(type(model).forward(model, ids).logits, expected)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids).logits, expected)
