@@ -289,7 +289,7 @@ def audit(
     check_tokenizer(tokenizer)
     check_catalog(catalog)
     check_switches(inputs=inputs, progress=progress)
-    if index is not None and not isinstance(index, TraceIndex):
+    if index is not None and not (callable(getattr(index, "trace", None)) and callable(getattr(index, "check", None))):
         raise ValueError(f"`index` is of the type {type(index).__name__}: give a TraceIndex, or None.")
     if trace is not None and not isinstance(trace, Mapping):
         raise ValueError(f"`trace` is {short(trace)}: give a dictionary, or None.")
