@@ -179,6 +179,8 @@ REMOVED = object()
 
 def damaged(values: Any) -> Iterator[tuple[str, Any]]:
     """Copies of nested values, each with one damage, and where that is."""
+    if isinstance(values, dict):
+        yield "a surplus key", {**copy.deepcopy(values), "surplus": 1}
     for place, parent, key in places(values):
         for wrong in (REMOVED, *WRONG):
             old = parent[key]
