@@ -58,7 +58,6 @@ class TraceEngine:
             raise ImportError("An index of documents needs Milvus: pip install 'steerling-hf[trace]'") from error
         self._address = read_address(uri, token)
         self.uri = self._address.shown
-        # What the program's working folder is later does not matter.
         self.path = None if self._address.path is None else self._address.path.absolute()
         # Some calls raise the errors of gRPC as they are.
         self._errors = (MilvusException, RpcError)

@@ -94,12 +94,14 @@ class TraceIndex:
     def __init__(
         self, uri: str, token: str | None = None, collection: str = "steerling_documents", timeout: float = 10
     ):
-        self.uri = read_address(uri, token).shown
+        address = read_address(uri, token)
+        self.uri = address.shown
         _check_collection(collection)
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` is {timeout!r}: give seconds, more than 0.")
         self._collection = collection
-        self._connection = (uri, token, timeout)
+        # The program's working folder may be another one when the index is built.
+        self._connection = (uri if address.path is None else address.path.absolute(), token, timeout)
         self._lock = threading.RLock()
         self._engine: TraceEngine | None = None
         # Gives the engine back, also when this object is forgotten without having been closed.
