@@ -183,10 +183,11 @@ def test_two_threads_build_what_one_would(path, model, tokenizer, in_parts):  # 
 
 
 def test_two_threads_make_one_index(path, model, tokenizer, monkeypatch):
-    create = TraceStore.create
+    create, waits = TraceStore.create, iter((0.2, 0.6))
 
     def slowly(store, info):
-        time.sleep(0.2)
+        # The second one comes when the first one has made it.
+        time.sleep(next(waits))
         create(store, info)
 
     monkeypatch.setattr(TraceStore, "create", slowly)
