@@ -186,13 +186,12 @@ class TraceStore:
             parts = self._parts
             if self.engine.path is not None and len(parts) > 1:
                 found, parts = self._present_in_full_parts(ids), parts[-1:]
-            for part in parts:
-                rows = self.engine.ask(
-                    "look chunks up",
-                    lambda client, part=part: client.get(part, ids=list(ids), output_fields=["id"]),
-                )
-                found |= {row["id"] for row in rows}
-            return found
+
+            def look_up(client: Any) -> set[str]:
+                rows = (client.get(part, ids=list(ids), output_fields=["id"]) for part in parts)
+                return {row["id"] for row in chain.from_iterable(rows)}
+
+            return found | self.engine.ask("look chunks up", look_up)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write rows; a row whose key there is already is replaced. Once this returns, a kill cannot lose them."""
