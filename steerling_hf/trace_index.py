@@ -100,8 +100,7 @@ class TraceIndex:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` is {timeout!r}: give seconds, more than 0.")
         self._collection = collection
-        # The program's working folder may be another one when the index is built.
-        self._connection = (uri if address.path is None else address.path.absolute(), token, timeout)
+        self._address, self._timeout = address, timeout
         self._lock = threading.RLock()
         self._engine: TraceEngine | None = None
         # Gives the engine back, also when this object is forgotten without having been closed.
@@ -400,7 +399,7 @@ class TraceIndex:
     def _open(self, create: bool) -> TraceEngine:
         with self._lock:
             if self._engine is None:
-                self._engine = open_engine(*self._connection, create=create)
+                self._engine = open_engine(self._address, None, self._timeout, create)
                 self._give_back = weakref.finalize(self, self._engine.release)
                 self._give_back.atexit = False
             return self._engine
