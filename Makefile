@@ -4,13 +4,16 @@
 #   make style     format and fix          make types     mypy alone
 #   make nano      train steerling-nano from nothing        make bench   measure
 #   make parity    compare, live, with the reference package     make card    write the model cards to build/cards
+#   make matrix    every test on the oldest and on the newest libraries that are supported, each in an environment of its own
+#   make compatibility    the tests that a new transformers is most likely to break, on the newest of the registry
+#   make others    the test suites of transformers and PEFT against Steerling (tests/others/run.py)
 PYTHON ?= python3
 VENV ?= .venv
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PY := $(VENV)/bin/python
 SOURCES := steerling_hf modeling tokenization configs hub_card tests examples benchmarks
 
-.PHONY: demo test quality style types nano bench parity card clean
+.PHONY: demo test quality style types nano bench parity card clean matrix oldest newest compatibility others
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -70,8 +73,41 @@ bench: $(VENV)/.installed-reference
 parity: $(VENV)/.installed-reference
 	$(PY) tests/reference/live.py
 
+# The ends of what pyproject.toml allows. The oldest transformers comes with what the suite is pinned to; the newest set is held by
+# nothing but torch, whose later wheels all carry CUDA.
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+
+oldest: pyproject.toml constraints.txt
+	$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/bin/python
+	mkdir -p build
+	sed 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' constraints.txt > build/constraints-oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c build/constraints-oldest.txt -e '.[dev]'
+
+newest: pyproject.toml constraints.txt
+	$(MAKE) --no-print-directory VENV=.venv-newest .venv-newest/bin/python
+	mkdir -p build
+	grep '^torch==' constraints.txt > build/constraints-newest.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		-c build/constraints-newest.txt -e '.[dev]'
+
+matrix: oldest newest
+	$(PYTHON) tests/matrix.py oldest newest -- $(PYTEST_ARGS)
+
+# Where the pins are the newest already, so is their environment.
+compatibility: $(VENV)/.installed-dev
+	@if $(PY) -m pip install --quiet --dry-run --upgrade --no-deps --report - transformers | grep -q '"install": \[\]'; \
+	then echo 'The pinned transformers is the newest of the registry.'; $(PY) -m pytest -m compatibility; \
+	else $(MAKE) --no-print-directory newest && $(PYTHON) tests/matrix.py newest -- -m compatibility; fi
+
+# A fresh environment: others' suites bring libraries that ours must do without.
+others: pyproject.toml constraints.txt tests/others/requirements.txt
+	$(MAKE) --no-print-directory VENV=.venv-others .venv-others/.installed-dev
+	.venv-others/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/others/requirements.txt
+	.venv-others/bin/python tests/others/run.py transformers
+	.venv-others/bin/python tests/others/run.py peft
+
 card: $(VENV)/.installed
 	$(PY) -m steerling_hf.card build/cards
 
 clean:
-	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist $(VENV) .venv-oldest .venv-newest .venv-others .pytest_cache .mypy_cache .ruff_cache

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from steerling_hf.modeling.packing_steerling import packed_weights
+from steerling_hf.modeling.packing_steerling import multiply, packed_weights
 from timing import median_seconds, seconds
 from tqdm import tqdm
 
@@ -144,7 +144,7 @@ class Limit:
         """Seconds with so many rows."""
         inputs = {linear.in_features: torch.randn(rows, linear.in_features) for linear in linears}
         if self.packed:
-            return median_seconds(lambda: [linear(inputs[linear.in_features]) for linear in linears])
+            return median_seconds(lambda: [multiply(linear, inputs[linear.in_features]) for linear in linears])
         return median_seconds(lambda: [inputs[linear.in_features] @ linear.weight.T for linear in linears])
 
     def window(self, positions: int) -> float:

@@ -45,6 +45,8 @@ def pad(prompts: list[torch.Tensor], filler: int) -> dict[str, torch.Tensor]:
 class EndAtOnce:
     """Makes the end token certain at the first new position of every row but the `last`, which never ends."""
 
+    sees_canvas = True
+
     def __init__(self, last: torch.Tensor):
         self.last = last
 

@@ -9,6 +9,9 @@ from transformers.utils import ModelOutput
 
 from .canvas_steerling import Canvas, Rows
 from .outputs_steerling import SteerlingConcepts
+from .packing_steerling import multiply
+from .precision_steerling import in_full_precision
+from .quantized_steerling import is_opaque, is_quantized, weight_rows
 
 # Decided tokens whose hidden states wait to be decomposed together: the concept tables are read once for all of them.
 TOGETHER = 256
@@ -73,19 +76,24 @@ def attribute_logits(
     return SteerlingAttributions(**found)
 
 
-def vocabulary_rows(lm_head: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """(n, D) rows of the vocabulary projection, float32, for (n,) tokens."""
-    weight: Any = lm_head.weight
-    if not weight.is_meta:
+def vocabulary_rows(lm_head: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """(n, D) rows of the vocabulary projection, float32, for (n,) tokens; its hooks are left out."""
+    weight = lm_head.weight
+    if type(lm_head) is torch.nn.Linear and not weight.is_meta and not is_quantized(weight):
         return weight[tokens.to(weight.device)].float()
-    # Offloaded weights come when the module is called, and the rows are the gradients of their logits.
-    with torch.inference_mode(False), torch.enable_grad():
-        states = torch.zeros(
-            len(tokens), weight.shape[1], dtype=weight.dtype, device=tokens.device, requires_grad=True
+    with torch.inference_mode(False):
+        states = torch.ones(
+            len(tokens), lm_head.in_features, dtype=torch.float32, device=tokens.device, requires_grad=True
         )
+    if is_opaque(lm_head, states):
+        return weight_rows(lm_head, tokens)
+    # Adapters add to the weight, quantised ones hold other numbers, offloaded ones come when the module is called. In each case
+    # the rows are the gradients of their logits.
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = in_full_precision(lm_head.forward, states)
         # A copy: what was made in inference mode cannot be kept for gradients.
-        chosen = lm_head(states).gather(-1, tokens[:, None].to(states.device, copy=True)).sum()
-        return torch.autograd.grad(chosen, states)[0].float()
+        chosen = logits.gather(-1, tokens[:, None].to(logits.device, copy=True)).sum()
+        return torch.autograd.grad(chosen, states)[0].detach()
 
 
 class ConceptRecorder:
@@ -119,7 +127,7 @@ class ConceptRecorder:
         if not self.model.hooked_heads():
             return self.model.compute_logits(hidden_states)
         self._concepts = self.model.decompose(hidden_states)
-        return self.model.transformer.lm_head(self._concepts["composed"])
+        return multiply(self.model.transformer.lm_head, self._concepts["composed"])
 
     def note(
         self,

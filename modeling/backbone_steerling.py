@@ -1,6 +1,8 @@
 """The backbone: embeddings, block-causal attention, and the vocabulary projection."""
 
+import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,10 +17,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .compatibility_steerling import CACHE_NAME, accept_past_key_values
 from .concepts_steerling import SteerlingConceptTable
-from .configuration_steerling import SteerlingConfig
+from .configuration_steerling import SteerlingConfig, name_embedding_for_peft
 from .outputs_steerling import SteerlingBackboneOutput
-from .packing_steerling import SteerlingLinear
+from .packing_steerling import multiply
+from .texts_steerling import drop_packing_hints, number_blocks, number_texts
 
+# Beyond this, a position's inner MLP state is scaled down in float16, which ends at 65,504.
+LARGEST_INNER = 1024.0
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 
 
@@ -89,8 +94,12 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class SteerlingResidualProjection(SteerlingLinear):
+def residual_projection(width: int, out_width: int, bias: bool) -> nn.Linear:
     """A linear layer whose output is added to the residual stream; it differs in its fresh weights only."""
+    layer: Any = nn.Linear(width, out_width, bias)
+    # A class of its own would say so too, but quantisers convert nothing but the very class nn.Linear.
+    layer.adds_to_residual = True
+    return layer
 
 
 class SteerlingAttention(nn.Module):
@@ -105,10 +114,8 @@ class SteerlingAttention(nn.Module):
         self.num_key_value_groups = config.n_head // self.kv_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.c_attn = SteerlingLinear(
-            config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias
-        )
-        self.c_proj = SteerlingResidualProjection(config.n_embd, config.n_embd, config.use_bias)
+        self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv_heads) * self.head_dim, config.use_bias)
+        self.c_proj = residual_projection(config.n_embd, config.n_embd, config.use_bias)
         if config.use_qk_norm:
             self.q_norm = make_norm(config, self.head_dim)
             self.k_norm = make_norm(config, self.head_dim)
@@ -121,7 +128,7 @@ class SteerlingAttention(nn.Module):
         cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packed = self.c_attn(hidden_states)
+        packed = multiply(self.c_attn, hidden_states)
         if self.config.clip_qkv is not None:
             packed = packed.clamp(-self.config.clip_qkv, self.config.clip_qkv)
         heads = packed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -139,23 +146,35 @@ class SteerlingAttention(nn.Module):
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False, **kwargs
         )
-        return self.c_proj(output.reshape(hidden_states.shape)), weights
+        return multiply(self.c_proj, output.reshape(hidden_states.shape)), weights
 
 
 class SteerlingMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.gated = config.mlp_type == "swiglu"
-        self.c_fc = SteerlingLinear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
-        self.c_proj = SteerlingResidualProjection(config.mlp_width, config.n_embd, config.use_bias)
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width * (2 if self.gated else 1), config.use_bias)
+        self.c_proj = residual_projection(config.mlp_width, config.n_embd, config.use_bias)
         self.activation = ACT2FN["silu" if self.gated else ACTIVATIONS[config.activation]]
+        # The norm behind takes out any factor, as long as no bias was added to it.
+        self.scale_free = self.gated and config.norm_order == "post" and not config.use_bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = self.c_fc(hidden_states)
-        if self.gated:
-            up, gate = inner.chunk(2, dim=-1)
-            return self.c_proj(self.activation(gate) * up)
-        return self.c_proj(self.activation(inner))
+        inner = multiply(self.c_fc, hidden_states)
+        if not self.gated:
+            return multiply(self.c_proj, self.activation(inner))
+        up, gate = inner.chunk(2, dim=-1)
+        if self.scale_free and inner.dtype == torch.float16:
+            return multiply(self.c_proj, self._product_in_range(up, gate))
+        return multiply(self.c_proj, self.activation(gate) * up)
+
+    def _product_in_range(self, up: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """
+        The gated product of float16 states. It grows with the square of the hidden states, so strong steering drives it, or its
+        projection, out of range; such positions are divided by a number each.
+        """
+        product = self.activation(gate.float()) * up.float()
+        return (product / (product.abs().amax(dim=-1, keepdim=True) / LARGEST_INNER).clamp(min=1)).to(up.dtype)
 
 
 class SteerlingBlock(GradientCheckpointingLayer):
@@ -167,7 +186,8 @@ class SteerlingBlock(GradientCheckpointingLayer):
         self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = SteerlingMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, injections: Any = None, **kwargs) -> torch.Tensor:
+        """`injections` are for the hook of `hooks_steerling.add_injections`, which adds them to the output."""
         if self.norm_first:
             hidden_states = hidden_states + self.attn(self.ln_1(hidden_states), **kwargs)[0]
             return hidden_states + self.mlp(self.ln_2(hidden_states))
@@ -192,7 +212,7 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, SteerlingResidualProjection):
+        if getattr(module, "adds_to_residual", False):
             # What a residual branch adds starts small, as in GPT-2 (Radford et al. 2019, section 2.3).
             std = std / (2 * self.config.n_layers) ** 0.5
         if isinstance(module, nn.Linear):
@@ -218,6 +238,29 @@ class SteerlingPreTrainedModel(PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.base_model.lm_head = new_embeddings
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in the library; a vocabulary projection that was trained apart from the embedding is stored beside it."""
+        self.note_untied()
+        super().save_pretrained(*args, **kwargs)
+
+    def note_untied(self) -> None:
+        """Let the configuration say whether the vocabulary projection is still the token embedding."""
+        modules = (self.get_input_embeddings(), self.get_output_embeddings())
+        embedding, head = (cast(Any, getattr(module, "weight", None)) for module in modules)
+        alone = getattr(self, "_hf_peft_config_loaded", False)  # adapters are stored without these
+        # What is sharded, quantised or offloaded cannot be compared here.
+        plain = all(type(weight) is nn.Parameter and not weight.is_meta for weight in (embedding, head))
+        untied = plain and embedding is not head and not torch.equal(embedding, head.to(embedding))
+        if self.config.weight_sharing and untied and not alone:
+            warnings.warn(
+                "The vocabulary projection differs from the token embedding, which the configuration ties: it now says "
+                "tie_word_embeddings=False, and both are stored.",
+                stacklevel=3,
+            )
+            self.config.weight_sharing = False
+        if not self.config.weight_sharing:
+            self._keys_to_ignore_on_save = set()
+
 
 class SteerlingModel(SteerlingPreTrainedModel):
     """
@@ -232,10 +275,11 @@ class SteerlingModel(SteerlingPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         config.check()
+        name_embedding_for_peft()
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(SteerlingBlock(config, layer_idx) for layer_idx in range(config.n_layers))
         self.ln_f = make_norm(config, config.n_embd)
-        self.lm_head = SteerlingLinear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.rotary_emb = SteerlingRotaryEmbedding(config)
         self.gradient_checkpointing = False
         # The tied copy is left out of files, and Trainer is told not to miss it there.
@@ -253,27 +297,38 @@ class SteerlingModel(SteerlingPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        injections: dict[int, Any] | None = None,
         **kwargs,
     ) -> SteerlingBackboneOutput:
         """
         Last hidden states; the arguments are those of `SteerlingForDiffusionLM.forward`. A prepared mask of shape
         (B, 1, T, keys) is used as it is, with the `position_ids` given; so is whatever mask the attention implementation
-        reads under the key "full_attention" of a dictionary, `None` if all is visible.
+        reads under the key "full_attention" of a dictionary, `None` if all is visible. Rows of packed texts have no cache.
+        `injections` is what steering adds behind blocks, by their numbers from 0.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        drop_packing_hints(kwargs, position_ids)
         if inputs_embeds is None:
             inputs_embeds = self.tok_emb(input_ids)
+        texts = self._packed_texts(inputs_embeds, attention_mask, position_ids)
+        if texts is not None and (cache is not None or use_cache):
+            name = "use_cache" if cache is None else "cache"
+            raise ValueError(
+                f"`{name}` is given with `position_ids` that do not grow by one, which are several texts in a row: a cache holds "
+                "one text a row. Leave it out, or give each text a row of its own."
+            )
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             cache = None  # a layer that is computed twice would write it twice
         elif use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache)
+        mask, position_ids = self._mask_and_positions(inputs_embeds, attention_mask, position_ids, cache, texts)
         rotation = self.rotary_emb(position_ids) if self.config.use_rope else None
         hidden_states = inputs_embeds
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             hidden_states = block(
                 hidden_states,
+                injections=None if injections is None else injections.get(number),
                 attention_mask=mask,
                 position_embeddings=rotation,
                 cache=cache,
@@ -281,19 +336,35 @@ class SteerlingModel(SteerlingPreTrainedModel):
             )
         return SteerlingBackboneOutput(last_hidden_state=self.ln_f(hidden_states), cache=cache)
 
-    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, cache):
+    @staticmethod
+    def _packed_texts(inputs_embeds, attention_mask, position_ids) -> torch.Tensor | None:
+        """Number of each token's text in its row, (B, T), or `None` if each row is one text."""
+        flat = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
+        if position_ids is None or not flat:
+            return None
+        batch, time = inputs_embeds.shape[:2]
+        texts = number_texts(
+            position_ids.expand(batch, -1), None if attention_mask is None else attention_mask[:, -time:]
+        )
+        # What is compiled for any positions takes them for several texts, which is right for one as well.
+        return texts if torch.compiler.is_compiling() or texts.any() else None
+
+    def _mask_and_positions(self, inputs_embeds, attention_mask, position_ids, cache, texts):
         """The mask that attention reads, and the (B, T) positions of the tokens."""
         if isinstance(attention_mask, dict):
             return attention_mask["full_attention"], position_ids
         batch, time = inputs_embeds.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
         key_positions = self._key_positions(attention_mask, position_ids, batch, past + time, inputs_embeds.device)
+        # Blocks join what the other rules part, so those of packed texts have numbers of their own.
+        size = self.config.diff_block_size
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             **{CACHE_NAME: cache},
-            block_sequence_ids=key_positions // self.config.diff_block_size,
+            and_mask_function=None if texts is None else _same_text(texts),
+            block_sequence_ids=key_positions // size if texts is None else number_blocks(texts, key_positions, size),
         )
         return mask, key_positions[:, past:] if position_ids is None else position_ids
 
@@ -305,6 +376,15 @@ class SteerlingModel(SteerlingPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return torch.arange(length, device=device).expand(batch, -1)
+
+
+def _same_text(texts: torch.Tensor) -> Callable:
+    """Which key a query may see in rows of several texts."""
+
+    def visible(batch_idx, head_idx, q_idx, kv_idx):
+        return texts[batch_idx, q_idx] == texts[batch_idx, kv_idx]
+
+    return visible
 
 
 __all__ = ["SteerlingModel", "SteerlingPreTrainedModel"]

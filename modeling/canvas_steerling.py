@@ -1,6 +1,6 @@
 """A row of text while it is unmasked: its tokens, what is undecided, and the generation blocks that decide it in turn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +58,14 @@ class Canvas:
         self.given = ~self.undecided
         self.step_map = torch.full_like(self.tokens, -1)
         self.log_probabilities = torch.zeros(len(self.tokens), dtype=torch.float32, device="cpu")
+        # (V,) of decided positions, processed and unprocessed, if anybody asks for them.
+        self.scores: dict[int, torch.Tensor] = {}
+        self.logits: dict[int, torch.Tensor] = {}
         self.blocks = self._plan(steps or int(self.undecided.sum()), aligned)
         self.length = len(self.tokens)  # of the text, once an end has been found
         self.cached = 0  # first positions whose keys and values are final
         self.computed = 0  # first positions whose keys, values and hidden states are those of the present tokens
         self.forwards = 0
-        self._judged = self.prompt_length  # as far as stopping criteria have seen the row
 
     def _plan(self, steps: int, aligned: bool) -> list[Block]:
         edges = []
@@ -124,30 +126,30 @@ class Canvas:
         self.forwards += 1
         del self.blocks[0].counts[:1]
 
-    def advance(self, ends: torch.Tensor | None, criteria: Callable | None) -> None:
+    def advance(self, ends: torch.Tensor | None) -> None:
         """
         Look for the end of the text, and go on to the next block if the current one is decided.
 
         What lies behind the first of the `ends` tokens is not decided any more, what lies before it still is, and the row
-        ends with the block; its other positions see until then what was decided behind the end. Criteria end a row at once.
+        ends with the block; its other positions see until then what was decided behind the end.
 
         Args:
             ends: (n,) tokens that end a row.
-            criteria: Stopping criteria; they see each text (1, T) that grows from the prompt as its next position is
-                decided, and no scores.
         """
         end = self._end_token(ends)
         self.undecided[end:] = False
-        if criteria is not None:
-            for length in range(self._judged + 1, min(self.decided_prefix, end) + 1):
-                self._judged = length
-                if bool(criteria(self.tokens[None, :length], None).all()):
-                    self.finish(length)
-                    return
         if not self.undecided[self.blocks[0].start : self.blocks[0].stop].any():
             self.blocks.pop(0)
             if end < len(self.tokens) or not self.blocks:
                 self.finish(end)
+
+    def cut(self, length: int) -> None:
+        """End the row after so many positions, as it was after the step that decided the last of them."""
+        step = int(self.step_map[:length].max())
+        later = self.step_map > step
+        self.tokens[later], self.step_map[later] = self.mask_token, -1
+        self.forwards = step + 1
+        self.finish(length)
 
     def finish(self, length: int) -> None:
         """End the row after so many positions."""
@@ -186,6 +188,22 @@ class Rows:
         """(rows, T) token ids, or those of some columns, counted from the end of the prompts."""
         return self.gather([canvas.tokens for canvas in self.canvases], self.filler, start, stop, self.prompts)
 
+    def columns(self, values: Sequence[dict[int, torch.Tensor]], padding: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        (rows, V) for each new column, of values (V,) of the positions of each canvas, which are taken away; `padding` (V,) stands
+        behind the end of a row.
+        """
+        lengths = [canvas.length - canvas.prompt_length for canvas in self.canvases]
+        return tuple(
+            torch.stack(
+                [
+                    own.pop(canvas.prompt_length + column) if column < length else padding
+                    for canvas, own, length in zip(self.canvases, values, lengths)
+                ]
+            )
+            for column in range(max(lengths))
+        )
+
     def gather(
         self,
         values: Sequence[torch.Tensor],
@@ -199,9 +217,10 @@ class Rows:
         stop = max(canvas.length - canvas.prompt_length for canvas in self.canvases) if stop is None else stop
         result = values[0].new_full((len(values), self.width + stop, *values[0].shape[1:]), filler)
         if padding is not None:
-            result[:, : self.width] = padding
+            result[:, : self.width] = padding[:, : result.shape[1]]
         for row, canvas, own in zip(result, self.canvases, values):
-            first, last = self.width - canvas.prompt_length, min(canvas.length, canvas.prompt_length + stop)
+            first = self.width - canvas.prompt_length
+            last = max(0, min(canvas.length, canvas.prompt_length + stop))
             row[first : first + last] = own[:last]
         return result[:, self.width + start :]
 

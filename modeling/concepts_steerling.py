@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from .packing_steerling import Packable, multiply_packed
+from .packing_steerling import multiply_packed, packed_copy
 
 LOGIT_BOUND = 15.0
 # What a head without top-k reports, although all its concepts form the features.
@@ -56,10 +56,11 @@ class SteerlingResidual(nn.Module):
         return hidden_states - explained
 
 
-class SteerlingConceptTable(Packable):
+class SteerlingConceptTable(nn.Module):
     """
     A matrix that is read in pieces. Its `forward` lends the weight to a function, because accelerate brings offloaded
-    weights to the device when a module's `forward` is called, and not when an attribute is read.
+    weights to the device when a module's `forward` is called, and not when an attribute is read. All weights of a concept
+    head are such tables: quantisers convert linear layers, and which concepts a head names shall not depend on them.
     """
 
     def __init__(self, rows: int, width: int):
@@ -114,9 +115,9 @@ class SteerlingConceptHead(nn.Module):
         else:
             self.concept_embedding = SteerlingConceptTable(rows, width)
         if use_attention:
-            self.concept_query_projection = nn.Linear(width, width, bias=False)
+            self.concept_query_projection = SteerlingConceptTable(width, width)
         elif factorized:
-            self.predictor_down = nn.Linear(width, rank, bias=False)
+            self.predictor_down = SteerlingConceptTable(rank, width)
             self.predictor_up = SteerlingConceptTable(rows, rank)
         else:
             self.concept_predictor = SteerlingConceptTable(rows, width)
@@ -237,8 +238,8 @@ class SteerlingConceptHead(nn.Module):
     def _query(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is compared with the rows of the key table: of width D, or of the factorisation's rank."""
         if not self.use_attention:
-            return self.predictor_down(hidden_states) if self.factorized else hidden_states
-        query = self.concept_query_projection(hidden_states)
+            return self.predictor_down(_project, hidden_states) if self.factorized else hidden_states
+        query = self.concept_query_projection(_project, hidden_states)
         return self.embedding_basis(lambda basis, x: x @ basis, query) if self.factorized else query
 
     def _expand(self, values: torch.Tensor) -> torch.Tensor:
@@ -262,7 +263,7 @@ class SteerlingConceptHead(nn.Module):
 
     def _products(self, keys: torch.Tensor, query: torch.Tensor, concepts: slice | torch.Tensor) -> torch.Tensor:
         whole = isinstance(concepts, slice) and concepts == slice(0, self.n_concepts)
-        packed = self._keys.packed_for(query) if whole else None
+        packed = packed_copy(keys, query) if whole else None
         if packed is not None:
             return multiply_packed(query, packed)[..., concepts]
         keys = keys[concepts]
@@ -342,6 +343,10 @@ def _largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.cat([(chosen[:, None] + members).flatten(1), rest], dim=-1)
     values, places = scores.gather(-1, ids).topk(k, dim=-1)
     return values, ids.gather(-1, places)
+
+
+def _project(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(states, weight)
 
 
 def _row_products(table: torch.Tensor, indices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

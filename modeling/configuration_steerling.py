@@ -1,9 +1,33 @@
 """Configuration of Steerling, the interpretable block-causal masked-diffusion language model."""
 
 import math
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedConfig
 
+SWITCHES = (
+    "interpretable",
+    "use_rms_norm",
+    "use_qk_norm",
+    "use_rope",
+    "rope_full_precision",
+    "use_bias",
+    "weight_sharing",
+    "use_attention_known",
+    "use_attention_unknown",
+    "use_unknown",
+    "apply_topk_to_unknown",
+    "topk_on_logits",
+    "factorize_unknown",
+    "use_epsilon_correction",
+    "store_unknown_weights",
+)
+# Of the library, which takes None for False.
+LIBRARY_SWITCHES = ("return_dict", "output_hidden_states", "output_attentions")
+# Concept tables are padded for the sake of hardware, which wants no more than this; the rest would be memory for nothing.
+LARGEST_PAD_MULTIPLE = 4096
 CONCEPT_KEYS_RENAMED = {"block_size": "concept_block_size"}
 TRAINING_ONLY_KEYS = ("max_concepts",)
 
@@ -121,11 +145,16 @@ class SteerlingConfig(PreTrainedConfig):
     end_header_id: int | None = None
     eot_id: int | None = None
 
-    def __post_init__(self, concept: dict | None = None, **kwargs):
+    def __post_init__(self, concept: Any = None, **kwargs):
         kwargs.pop("model_type", None)
         # The library sets every class default after the keyword, so an alias that names a field of its own is lost.
         if "tie_word_embeddings" in kwargs:
-            self.weight_sharing = kwargs.pop("tie_word_embeddings")
+            tied = kwargs.pop("tie_word_embeddings")
+            if tied and not self.weight_sharing:
+                _fail("weight_sharing", False, f"it is `tie_word_embeddings`, which is {tied!r}; give one of them")
+            self.weight_sharing = tied
+        if concept is not None and not isinstance(concept, Mapping):
+            _fail("concept", concept, "give the concept keys as a dictionary, or flat")
         for key, value in (concept or {}).items():
             if key not in TRAINING_ONLY_KEYS:
                 setattr(self, CONCEPT_KEYS_RENAMED.get(key, key), value)
@@ -133,6 +162,25 @@ class SteerlingConfig(PreTrainedConfig):
         if self.concept_dim is None:
             self.concept_dim = self.n_embd
         self.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the library, and `tie_word_embeddings`, where PEFT and others look for tied weights."""
+        name_embedding_for_peft()
+        return {**super().to_dict(), "tie_word_embeddings": self.weight_sharing}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in the library: what files hold, which say `weight_sharing` only."""
+        return {key: value for key, value in super().to_diff_dict().items() if key != "tie_word_embeddings"}
+
+    def __getattr__(self, name: str) -> Any:
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name == "auto_map":  # which TRL reads of every model that it loads by name and that is not the library's
+            message += (
+                ". TRL can load this model by name only from a folder with its code: give SFTTrainer the loaded model. Trainers "
+                "that load a reference model (DPO, GRPO and others) need log-probabilities of next tokens in unmasked text, which "
+                "mean nothing in a masked-diffusion model."
+            )
+        raise AttributeError(message)
 
     @property
     def head_dim(self) -> int:
@@ -157,6 +205,10 @@ class SteerlingConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise a `ValueError` that names the first key whose value no Steerling model can have."""
+        for key in (*SWITCHES, *LIBRARY_SWITCHES):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and not (value is None and key in LIBRARY_SWITCHES):
+                _fail(key, value, "choose True or False")
         for key in ("vocab_size", "n_layers", "n_head", "n_embd", "block_size", "diff_block_size", "mlp_ratio"):
             self._check_positive(key)
         for key in ("n_kv_heads", "intermediate_size"):
@@ -167,12 +219,23 @@ class SteerlingConfig(PreTrainedConfig):
         self._check_above_zero("norm_eps")
         self._check_above_zero("rope_base")
         self._check_above_zero("clip_qkv", optional=True)
+        self._check_above_zero("initializer_range")
+        if self.diff_block_size > self.block_size:
+            _fail(
+                "diff_block_size",
+                self.diff_block_size,
+                f"choose no more than the context, block_size ({self.block_size})",
+            )
         if self.n_embd % self.n_head:
             _fail("n_embd", self.n_embd, f"choose a multiple of n_head ({self.n_head})")
         if self.n_kv_heads is not None and self.n_head % self.n_kv_heads:
             _fail("n_kv_heads", self.n_kv_heads, f"choose a divisor of n_head ({self.n_head})")
         if self.use_rope and self.head_dim % 2:
             _fail("n_embd", self.n_embd, f"rotary positions need an even n_embd / n_head, this is {self.head_dim}")
+        if not _is_integer(self.inject_layer) or self.inject_layer < 0:
+            _fail("inject_layer", self.inject_layer, "choose a whole number of 0 or more")
+        if not _is_number(self.inject_alpha):
+            _fail("inject_alpha", self.inject_alpha, "choose a finite number")
         self._check_token_ids()
         if self.interpretable:
             self._check_concepts()
@@ -180,6 +243,8 @@ class SteerlingConfig(PreTrainedConfig):
     def _check_concepts(self) -> None:
         for key in ("n_concepts", "concept_block_size", "pad_multiple"):
             self._check_positive(key)
+        if self.pad_multiple > LARGEST_PAD_MULTIPLE:
+            _fail("pad_multiple", self.pad_multiple, f"choose no more than {LARGEST_PAD_MULTIPLE}")
         for key in ("topk_known", "topk_known_features", "unknown_topk"):
             self._check_positive(key, optional=True)
         if self.concept_dim != self.n_embd:
@@ -215,8 +280,18 @@ class SteerlingConfig(PreTrainedConfig):
             _fail(key, value, "choose a number above 0" + (", or None" if optional else ""))
 
     def _check_choice(self, key: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, key) not in choices:
+        if not isinstance(getattr(self, key), str) or getattr(self, key) not in choices:
             _fail(key, getattr(self, key), f"choose one of {', '.join(map(repr, choices))}")
+
+
+def name_embedding_for_peft() -> None:
+    """
+    PEFT knows an embedding that may be tied by the name of its module, from a list of its own ("embed_tokens", "lm_head"). Where
+    PEFT is in use, the name that released checkpoints give theirs is put there; without it `ensure_weight_tying` does nothing.
+    """
+    names = getattr(sys.modules.get("peft.utils.constants"), "EMBEDDING_LAYER_NAMES", None)
+    if isinstance(names, list) and "tok_emb" not in names:
+        names.append("tok_emb")
 
 
 def _is_integer(value) -> bool:
@@ -231,4 +306,4 @@ def _fail(key: str, value, remedy: str):
     raise ValueError(f"SteerlingConfig: `{key}` is {value!r}: {remedy}.")
 
 
-__all__ = ["SteerlingConfig"]
+__all__ = ["SteerlingConfig", "name_embedding_for_peft"]

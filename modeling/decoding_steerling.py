@@ -10,7 +10,9 @@ from transformers.generation import BaseStreamer
 
 from .attribution_steerling import ConceptRecorder
 from .canvas_steerling import Canvas, Rows
-from .unmasking_steerling import ForbiddenPhrases, TokenSampler
+from .criteria_steerling import RowCriteria
+from .processors_steerling import OwnProcessors, SequenceBias, canvases_of
+from .unmasking_steerling import ForbiddenPhrases, TokenSampler, UndecidableError
 from .windows_steerling import WindowEncoder
 
 
@@ -24,12 +26,18 @@ class Decisions:
         sampler: Chooses tokens.
         processors: Change (n, V) logits in turn, given the (n, T) canvases of the positions; none if empty or `None`.
         forbidden: (n,) tokens that are never written.
+        bias: What is added before the processors, `None` for nothing.
+        own: The user's processors, which come after the others, `None` for none.
         phrases: What must not be written, `None` for nothing.
         guidance_scale: Weight of the prompt, `None` for a forward pass without guidance.
         ends: (n,) tokens that end a row.
+        least: New tokens before which no end token is written.
         criteria: Stopping criteria, `None` for none.
         deadline: Time of `time.monotonic` at which all rows end, with what is decided from left to right.
         log_probabilities: Whether to keep those of the decided tokens.
+        keep_scores, keep_logits: Whether to keep the (V,) processed and unprocessed logits of decided new positions.
+        computed: Says how logits are computed, for errors.
+        constraints: Names of the arguments that rule tokens out, for errors.
     """
 
     rule: Callable
@@ -37,11 +45,23 @@ class Decisions:
     processors: Callable | None
     forbidden: torch.Tensor
     phrases: ForbiddenPhrases | None = None
+    bias: SequenceBias | None = None
+    own: OwnProcessors | None = None
     guidance_scale: float | None = None
     ends: torch.Tensor | None = None
-    criteria: Callable | None = None
+    least: int = 0
+    criteria: RowCriteria | None = None
     deadline: float | None = None
     log_probabilities: bool = False
+    keep_scores: bool = False
+    keep_logits: bool = False
+    computed: Callable[[], str] = str
+    constraints: Sequence[str] = ()
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether more happens to logits than that tokens are ruled out."""
+        return bool(self.processors) or self.own is not None or self.bias is not None
 
 
 def unmask(
@@ -71,18 +91,26 @@ def unmask(
         masked = [canvas.masked() for canvas in live]
         logits = masked_logits(compute_logits, encoder, live, masked, decisions.guidance_scale)
         # Processors may write into their input.
-        raw = logits.clone() if recorder is not None and decisions.processors else logits
+        changed = decisions.keep_logits or (recorder is not None and decisions.changes_logits)
+        raw = logits.clone() if changed else logits
         logits = _process(decisions, live, masked, logits)
         place = 0
         for canvas, positions, scores in zip(live, masked, logits.split([len(rows) for rows in masked])):
-            chosen, tokens = _decide(canvas, positions, scores, decisions)
+            try:
+                chosen, tokens = _decide(canvas, positions, scores, decisions)
+            except UndecidableError as error:
+                raise ValueError(_why_undecidable(decisions, canvas, positions, scores, place, error.index)) from None
             if recorder is not None:
                 places = chosen + place
                 recorder.note(canvas, positions[chosen.cpu()], tokens, places, raw[places, tokens])
+            if decisions.keep_logits:
+                canvas.logits.update(zip(positions[chosen.cpu()].tolist(), raw[chosen + place]))
             place += len(positions)
-            canvas.advance(decisions.ends, decisions.criteria)
+            canvas.advance(decisions.ends)
             if decisions.deadline is not None and time.monotonic() >= decisions.deadline:
                 canvas.finish(max(canvas.prompt_length, min(canvas.decided_prefix, canvas.length)))
+        if decisions.criteria is not None:
+            decisions.criteria.end_rows()
         stream.show(canvases)
 
 
@@ -111,22 +139,20 @@ def _process(
     decisions: Decisions, canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], logits: torch.Tensor
 ) -> torch.Tensor:
     """Run the processors, and rule out what is never written."""
+    if decisions.bias is not None:
+        for canvas, positions, own in zip(canvases, masked, logits.split([len(rows) for rows in masked])):
+            decisions.bias.add(canvas.tokens, positions, own)
     if decisions.processors:
-        logits = decisions.processors(_canvases_of(canvases, masked, logits.device), logits)
+        logits = decisions.processors(canvases_of(canvases, masked, logits.device), logits)
+    if decisions.own is not None:
+        logits = decisions.own.process(canvases, masked, logits)
     # In place: logits are large, and nobody needs them as they were.
     logits.index_fill_(-1, decisions.forbidden, -torch.inf)
     if decisions.ends is not None:  # which would end nothing inside a prompt
-        inside = torch.cat([positions < canvas.prompt_length for canvas, positions in zip(canvases, masked)]).nonzero()
-        logits[inside.to(logits.device), decisions.ends.to(logits.device)] = -torch.inf
+        early = [positions < canvas.prompt_length + decisions.least for canvas, positions in zip(canvases, masked)]
+        places = torch.cat(early).nonzero()
+        logits[places.to(logits.device), decisions.ends.to(logits.device)] = -torch.inf
     return logits
-
-
-def _canvases_of(canvases: Sequence[Canvas], masked: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """(n, T) canvas of each of n masked positions; mask tokens follow on the shorter ones."""
-    rows = [canvas.tokens for canvas in canvases]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=canvases[0].mask_token)
-    counts = torch.tensor([len(positions) for positions in masked], device="cpu")
-    return padded.to(device).repeat_interleave(counts.to(device), dim=0)
 
 
 def _decide(
@@ -135,7 +161,7 @@ def _decide(
     """Decide some of (n,) masked positions: which of the n, (c,), and their tokens (c,)."""
     if decisions.phrases is not None:
         decisions.phrases.forbid(canvas.tokens, positions, logits)
-    chosen = decisions.rule(logits, min(canvas.count(), len(positions)))
+    chosen = decisions.rule(logits, min(canvas.count(), len(positions))).to(logits.device)
     scores = logits[chosen]
     tokens = decisions.sampler.draw(canvas.index, canvas.tokens, scores)
     if decisions.phrases is not None:
@@ -145,8 +171,40 @@ def _decide(
     if decisions.log_probabilities:
         drawn = scores.gather(-1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)
         canvas.log_probabilities[positions] = drawn.cpu()
+    if decisions.keep_scores:
+        canvas.scores.update(zip(positions.tolist(), scores))
     canvas.decide(positions, tokens.cpu())
     return chosen, tokens
+
+
+def _why_undecidable(
+    decisions: Decisions, canvas: Canvas, positions: torch.Tensor, logits: torch.Tensor, first: int, index: int
+) -> str:
+    """
+    What made the logits of a position useless, and what helps.
+
+    Args:
+        decisions: How the step decides.
+        canvas: The row.
+        positions: (n,) its masked positions.
+        logits: (n, V) their processed logits.
+        first: Number of its first logits among those of the step.
+        index: Which of the positions.
+    """
+    where = f"at step {canvas.forwards}, position {int(positions[index])} of row {canvas.index}"
+    nothing_left = bool((logits[index] == -torch.inf).all())
+    own = decisions.own
+    if own is not None and own.before is not None and own.after is not None:
+        before, after = own.before[first + index], own.after[first + index]
+        if before.isfinite() and not after.isfinite():
+            fault = "rules out every token" if after == -torch.inf else "makes logits inf or NaN"
+            return (
+                f"`logits_processor` ({own.names}) {fault} {where}: leave a token finite, and rule out by -inf only."
+            )
+    if nothing_left:
+        names = " and ".join(f"`{name}`" for name in decisions.constraints) or "The model's own -inf"
+        return f"{names} leave no token to write {where}: allow more."
+    return f"The logits are not finite {where}: {decisions.computed()}."
 
 
 class BlockStream:

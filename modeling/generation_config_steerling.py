@@ -1,25 +1,39 @@
 """Generation parameters: those of transformers that have a meaning in diffusion, and those of unmasking."""
 
 import math
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeGuard
 
+import torch
 from transformers import GenerationConfig
 
 from .unmasking_steerling import UNMASKING_RULES
 
 SAMPLING_KEYS = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+PROBABILITIES = ("top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SWITCHES = (
+    "do_sample",
+    "use_cache",
+    "align_blocks",
+    "entropy_temperature",
+    "output_attributions",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "remove_invalid_values",
+    "renormalize_logits",
+)
 CACHE_IMPLEMENTATIONS = ("dynamic", "static")
 
 LEFT_TO_RIGHT = "it builds a text from left to right, and diffusion decides its positions in any order"
 ONE_CANVAS = "it needs a second model or several hypotheses, and diffusion fills one canvas per row"
 NOT_KEPT = (
     "unmasking keeps no such record; `return_dict_in_generate=True` returns `step_map` and `tokens_per_forward`, and "
-    "with `output_scores=True` the tokens' `log_probabilities`"
+    "with `output_scores=True` the tokens' `log_probabilities` and `scores`"
 )
+NO_TOKEN = -1
+"""As `eos_token_id`: no token ends a row, whatever the model's configuration says."""
 GUIDANCE = "guidance compares with the prompt masked and takes `guidance_scale` only"
-ROW_ENDS = (
-    "rows end where `eos_token_id`, `stop_strings` or `stopping_criteria` say, and no later than `max_new_tokens`"
-)
 # Arguments of transformers' generate() that mean nothing here: the value at which they do nothing, and why.
 INAPPLICABLE: dict[str, tuple[Any, str]] = {
     "num_beams": (1, ONE_CANVAS),
@@ -44,16 +58,12 @@ INAPPLICABLE: dict[str, tuple[Any, str]] = {
     "forced_eos_token_id": (None, LEFT_TO_RIGHT),
     "exponential_decay_length_penalty": (None, LEFT_TO_RIGHT),
     "begin_suppress_tokens": (None, LEFT_TO_RIGHT),
-    "sequence_bias": (None, LEFT_TO_RIGHT),
     "watermarking_config": (None, LEFT_TO_RIGHT),
     "prefill_chunk_size": (None, "long prompts are computed in pieces by themselves"),
     "cache_config": (None, "the block cache takes `cache_implementation` only"),
     "assistant_tokenizer": (None, ONE_CANVAS),
-    "min_length": (0, ROW_ENDS),
-    "min_new_tokens": (0, ROW_ENDS),
     "negative_prompt_ids": (None, GUIDANCE),
     "negative_prompt_attention_mask": (None, GUIDANCE),
-    "output_logits": (None, NOT_KEPT),
     "output_attentions": (None, NOT_KEPT),
     "output_hidden_states": (None, NOT_KEPT),
 }
@@ -66,7 +76,9 @@ class SteerlingGenerationConfig(GenerationConfig):
     model's configuration), or else at `max_new_tokens` only. `max_new_tokens=0` only fills in a prompt's mask tokens.
 
     The mask token is never generated, and neither are `pad_token_id` and `eos_token_id` of the model's configuration,
-    unless they are among the `eos_token_id` here. `suppress_tokens` forbids more, `bad_words_ids` phrases too.
+    unless they are among the `eos_token_id` here. `suppress_tokens` forbids more, `bad_words_ids` phrases too. `eos_token_id=-1`
+    means that no token ends a row. `min_new_tokens` counts positions: none of the first so many new ones is an end token.
+    `sequence_bias` is added to the token that completes a sequence, from whichever side.
 
     Args:
         steps (`int`, *optional*): Forward passes in all; by default one a token. They are shared out among the blocks
@@ -160,41 +172,12 @@ class SteerlingGenerationConfig(GenerationConfig):
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raise a `ValueError` for the first value that cannot be used; warn or raise (strict) as the library does."""
         refuse_inapplicable(vars(self))
-        self._check("steps", _is_integer(self.steps, 1), "choose a whole number of 1 or more, or None for one a token")
-        whole = _is_integer(self.max_new_tokens, 0)
-        self._check("max_new_tokens", whole, "choose a whole number, 0 for filling in the prompt's masks only")
-        known = callable(self.unmasking) or (isinstance(self.unmasking, str) and self.unmasking in UNMASKING_RULES)
-        self._check("unmasking", known, f"choose one of {', '.join(map(repr, UNMASKING_RULES))}, or a callable")
-        probability = _is_number(self.threshold, 0, above=True) and self.threshold <= 1
-        self._check("threshold", probability, "choose a probability above 0")
-        self._check("factor", _is_number(self.factor, 0, above=True), "choose a number above 0")
-        self._check("entropy_bound", _is_number(self.entropy_bound, 0), "choose a number of 0 or more, in nats")
-        self._check("align_blocks", isinstance(self.align_blocks, bool), "choose True or False")
-        self._check("entropy_temperature", isinstance(self.entropy_temperature, bool), "choose True or False")
-        self._check("output_attributions", isinstance(self.output_attributions, bool), "choose True or False")
-        attributing = not self.output_attributions or self.return_dict_in_generate is True
-        self._check(
-            "output_attributions", attributing, "add return_dict_in_generate=True, since the output holds them"
-        )
-        seeds = self.seed if isinstance(self.seed, (list, tuple)) and self.seed else [self.seed]
-        fitting = all(_is_integer(seed, 0, below=2**63) for seed in seeds)
-        self._check("seed", fitting, "choose whole numbers from 0 to 2**63 - 1")
-        warm = _is_number(self.temperature, 0, above=self.do_sample is True)
-        self._check("temperature", warm, "choose a number above 0; greedy decoding is do_sample=False")
-        self._check("top_k", _is_integer(self.top_k, 0), "choose a whole number, 0 for no limit")
-        self._check("top_p", _is_number(self.top_p, 0) and self.top_p <= 1, "choose a number from 0 to 1")
-        penalty = _is_number(self.repetition_penalty, 0, above=True)
-        self._check("repetition_penalty", penalty, "choose a number above 0, 1 for none")
-        self._check("guidance_scale", _is_number(self.guidance_scale, 0), "choose a number of 0 or more, 1 for none")
-        phrases = self.bad_words_ids if isinstance(self.bad_words_ids, (list, tuple)) else [None]
-        tokens = all(
-            isinstance(phrase, (list, tuple)) and phrase and all(_is_integer(i, 0) for i in phrase)
-            for phrase in phrases
-        )
-        self._check("bad_words_ids", tokens, "give a list of phrases, each a list of token ids")
-        self._check("max_time", _is_number(self.max_time, 0, above=True), "choose a number of seconds above 0")
-        cached = self.cache_implementation in CACHE_IMPLEMENTATIONS
-        self._check("cache_implementation", cached, f"choose one of {', '.join(map(repr, CACHE_IMPLEMENTATIONS))}")
+        check_values(vars(self))
+        if self.output_attributions and self.return_dict_in_generate is not True:
+            _fail("output_attributions", True, "add return_dict_in_generate=True, since the output holds them")
+        if self.do_sample is True and self.temperature is not None and self.temperature < LEAST_TEMPERATURE:
+            remedy = f"choose a number from {LEAST_TEMPERATURE}; greedy decoding is do_sample=False"
+            _fail("temperature", self.temperature, remedy)
         # The library has no use for no new tokens.
         filling_in = self.max_new_tokens == 0
         self.max_new_tokens = None if filling_in else self.max_new_tokens
@@ -203,18 +186,107 @@ class SteerlingGenerationConfig(GenerationConfig):
         finally:
             self.max_new_tokens = 0 if filling_in else self.max_new_tokens
 
-    def _check(self, key: str, valid: bool, remedy: str) -> None:
-        if getattr(self, key) is not None and not valid:
-            raise ValueError(f"`{key}` is {getattr(self, key)!r}: {remedy}.")
 
-
-def _is_integer(value: Any, least: int, below: float = math.inf) -> bool:
+def _is_integer(value: Any, least: int = 0, below: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < below
 
 
-def _is_number(value: Any, least: float, above: bool = False) -> TypeGuard[float]:
+def _is_number(value: Any, least: float = 0.0, most: float = math.inf, above: bool = False) -> TypeGuard[float]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return number and (value > least if above else value >= least)
+    return number and (value > least if above else value >= least) and value <= most
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_tokens(value: Any, least: int = 0) -> bool:
+    if isinstance(value, torch.Tensor):
+        whole = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+        return whole and value.dim() <= 1 and value.numel() > 0 and int(value.min()) >= least
+    return isinstance(value, (list, tuple)) and all(_is_integer(token, least) for token in value)
+
+
+def _is_end(value: Any) -> bool:
+    return _is_integer(value, NO_TOKEN) or (_are_tokens(value, NO_TOKEN) and value not in ([], ()))
+
+
+def _are_phrases(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(_are_tokens(phrase) and len(phrase) > 0 for phrase in value)
+
+
+def _are_texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, (list, tuple)) and len(texts) > 0 and all(isinstance(t, str) and t for t in texts)
+
+
+def _are_biases(value: Any) -> bool:
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    return isinstance(pairs, (list, tuple)) and all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and _are_phrases([pair[0]])
+        and (_is_number(pair[1], -math.inf) or pair[1] == -math.inf)
+        for pair in pairs
+    )
+
+
+def _are_seeds(value: Any) -> bool:
+    seeds = value if isinstance(value, (list, tuple)) and value else [value]
+    return all(_is_integer(seed, 0, below=2**63) for seed in seeds)
+
+
+def _is_rule(value: Any) -> bool:
+    return callable(value) or (isinstance(value, str) and value in UNMASKING_RULES)
+
+
+LEAST_TEMPERATURE = 1e-6
+WHOLE = "choose a whole number of {} or more"
+SWITCH = (_is_switch, "choose True or False")
+# What values the arguments of generate() may have, besides None: a test, and the remedy.
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": (lambda value: _is_integer(value, 1), WHOLE.format(1) + ", or None for one a token"),
+    "max_new_tokens": (_is_integer, "choose a whole number, 0 for filling in the prompt's masks only"),
+    "max_length": (lambda value: _is_integer(value, 1), WHOLE.format(1) + ", or give `max_new_tokens`"),
+    "min_new_tokens": (_is_integer, WHOLE.format(0)),
+    "min_length": (_is_integer, WHOLE.format(0)),
+    "unmasking": (_is_rule, f"choose one of {', '.join(map(repr, UNMASKING_RULES))}, or a callable"),
+    "threshold": (lambda value: _is_number(value, 0, 1, above=True), "choose a probability above 0"),
+    "factor": (lambda value: _is_number(value, above=True), "choose a number above 0"),
+    "entropy_bound": (_is_number, "choose a number of 0 or more, in nats"),
+    "seed": (_are_seeds, "choose whole numbers from 0 to 2**63 - 1"),
+    "temperature": (_is_number, "choose a number above 0; greedy decoding is do_sample=False"),
+    "top_k": (_is_integer, "choose a whole number, 0 for no limit"),
+    **{key: (lambda value: _is_number(value, 0, 1), "choose a number from 0 to 1") for key in PROBABILITIES},
+    "repetition_penalty": (lambda value: _is_number(value, above=True), "choose a number above 0, 1 for none"),
+    "guidance_scale": (_is_number, "choose a number of 0 or more, 1 for none"),
+    "bad_words_ids": (_are_phrases, "give a list of phrases, each a list of token ids"),
+    "sequence_bias": (_are_biases, "give {(token ids): number} or [[[token ids], number]]"),
+    "suppress_tokens": (_are_tokens, "give a list of token ids"),
+    "stop_strings": (_are_texts, "give a text or a list of texts, none of them empty"),
+    "eos_token_id": (_is_end, "give a token id or a list of them, or -1 for none"),
+    "pad_token_id": (lambda value: _is_integer(value) or _are_tokens(value), "give a token id"),
+    "bos_token_id": (lambda value: _is_integer(value) or _are_tokens(value), "give a token id"),
+    "max_time": (lambda value: _is_number(value, above=True), "choose a number of seconds above 0"),
+    "num_return_sequences": (lambda value: _is_integer(value, 1), WHOLE.format(1)),
+    "cache_implementation": (
+        lambda value: isinstance(value, str) and value in CACHE_IMPLEMENTATIONS,
+        f"choose one of {', '.join(map(repr, CACHE_IMPLEMENTATIONS))}",
+    ),
+    **dict.fromkeys(SWITCHES, SWITCH),
+}
+
+
+def check_values(arguments: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for the first argument whose value generate() cannot use."""
+    for key, (usable, remedy) in VALUES.items():
+        value = arguments.get(key)
+        if value is not None and not usable(value):
+            _fail(key, value, remedy)
+
+
+def _fail(key: str, value: Any, remedy: str) -> NoReturn:
+    raise ValueError(f"`{key}` is {value!r}: {remedy}.")
 
 
 def refuse_inapplicable(arguments: dict[str, Any]) -> None:

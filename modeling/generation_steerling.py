@@ -5,16 +5,17 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    MaxTimeCriteria,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
@@ -27,11 +28,20 @@ from .attribution_steerling import ConceptRecorder, SteerlingAttributions
 from .cache_steerling import GROWTH, SteerlingCache
 from .canvas_steerling import Canvas, Rows
 from .compatibility_steerling import CACHE_NAME, CacheOutput, accept_past_key_values
+from .criteria_steerling import RowCriteria
 from .decoding_steerling import BlockStream, Decisions, unmask
-from .generation_config_steerling import SAMPLING_KEYS, SteerlingGenerationConfig, refuse_inapplicable
+from .generation_config_steerling import (
+    NO_TOKEN,
+    SAMPLING_KEYS,
+    SteerlingGenerationConfig,
+    check_values,
+    refuse_inapplicable,
+)
 from .hooks_steerling import SteeringReport
 from .packing_steerling import packed_weights
-from .prompts_steerling import check_prompt
+from .processors_steerling import OwnProcessors, SequenceBias
+from .prompts_steerling import check_prompt, refuse_adapter_names
+from .sharded_steerling import gathered_weights
 from .steered_steerling import SteerableMixin, operations_by_row
 from .trace_steerling import SteerlingTrace
 from .unmasking_steerling import EntropyTemperatureLogitsWarper, ForbiddenPhrases, TokenSampler, make_rule
@@ -52,6 +62,10 @@ class SteerlingGenerateOutput(CacheOutput):
             its steps. A guided step is one, and what is computed of the prompt before the first is none.
         log_probabilities (`torch.FloatTensor` of shape `(rows, T)`): With `output_scores=True`, the logarithm of each
             decided token's probability when it was decided, before what only shapes the sampling; 0 elsewhere.
+        scores, logits (`tuple[torch.FloatTensor]`): With `output_scores=True`, or `output_logits=True`: for each new column,
+            (rows, V) logits of the step that decided the position there, with guidance; `scores` after all processors but those
+            that only shape the sampling. What would be padding has all its probability on `pad_token_id`. They take 4 bytes
+            for each new token and token of the vocabulary.
         cache (`SteerlingCache`): The cache, for a prompt that continues these rows. `None` without one.
         steering (`SteeringReport`): With `steering`, what its operations changed where.
         attributions (`SteerlingAttributions`): With `output_attributions=True`, the concepts behind each decided token.
@@ -62,6 +76,8 @@ class SteerlingGenerateOutput(CacheOutput):
     step_map: torch.Tensor | None = None
     tokens_per_forward: torch.Tensor | None = None
     log_probabilities: torch.Tensor | None = None
+    scores: tuple[torch.Tensor, ...] | None = None
+    logits: tuple[torch.Tensor, ...] | None = None
     cache: SteerlingCache | None = None
     steering: SteeringReport | None = None
     attributions: SteerlingAttributions | None = None
@@ -77,6 +93,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     concept_heads: Callable
     _default_compile_config: Callable
     training: bool
+    device: torch.device
     generation_config_class: type[GenerationConfig] = SteerlingGenerationConfig
 
     @accept_past_key_values
@@ -104,8 +121,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         3. Until every canvas is decided, for all unfinished rows together:
             a. A forward pass over each row's window, from its first block that is not cached to the end of what its
                current generation block can see.
-            b. Logits at the block's masked positions, guided and processed; processors see (positions, V) scores and,
-               for each position, the whole canvas of its row.
+            b. Logits at the block's masked positions, guided and processed.
             c. The unmasking rule picks positions, and their tokens are drawn.
             d. Behind a row's first end token no further position is decided; those before it still are, and the row
                ends with the block. Stopping criteria end it at once.
@@ -120,9 +136,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             inputs: (rows, length) prompts, also as `input_ids`. Without any, a row starts from `bos_token_id`.
             generation_config: A `SteerlingGenerationConfig`, or any `GenerationConfig`; what it leaves unset is taken
                 from the model's.
-            logits_processor: Further processors, applied before those that only shape the sampling.
-            stopping_criteria: Further criteria. Each sees, with no scores, every text (1, T) that grows from the
-                prompt as its next position is decided, and ends the row there.
+            logits_processor: Further processors, applied before those that only shape the sampling; see `OwnProcessors`.
+            stopping_criteria: Further criteria; see `RowCriteria`.
             streamer: Receives the prompts, then each block as it is complete, both of shape (rows, tokens); one that
                 has `put_draft` also receives the undecided block after each step.
             tokenizer: Needed for `stop_strings`.
@@ -143,6 +158,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         kwargs = {name: _as_python(value) for name, value in kwargs.items()}
         if "cache" in kwargs:
             kwargs[CACHE_NAME] = kwargs.pop("cache")
+        if not all(callable(getattr(streamer, method, None)) for method in ("put", "end")) and streamer is not None:
+            raise ValueError(
+                f"`streamer` is {streamer!r}: give an object with put() and end(), such as a TextStreamer."
+            )
         arguments: dict[str, Any] = {"generation_config": generation_config, "logits_processor": logits_processor}
         arguments |= {"stopping_criteria": stopping_criteria, **kwargs}
         output: Any  # the library names its own classes
@@ -156,23 +175,31 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                 output = super().generate(inputs, **arguments)
                 return output
             refuse_inapplicable(kwargs)
+            check_values(kwargs)
+            _check_objects(generation_config, logits_processor, stopping_criteria)
             own = getattr(self.prepare_inputs_for_generation, "__func__", None)
             if own is not type(self).prepare_inputs_for_generation:
                 raise ValueError(
                     "`prepare_inputs_for_generation` was replaced, as prompt tuning and its like do to bring embeddings in, but "
                     "this generate() has tokens only and would ignore it: use LoRA or another method that changes weights."
                 )
-            if kwargs.get("cache_implementation") is not None:  # the library serves "paged" before it validates
-                SteerlingGenerationConfig(cache_implementation=kwargs["cache_implementation"])
+            refuse_adapter_names(self)
             started = time.monotonic()
 
             # The library hands neither streamer nor tokenizer on to a decoding method that is a callable.
             def decode(model, *args, **prepared):
                 return model._unmask(
-                    *args, **prepared, streamer=streamer, tokenizer=tokenizer, steering=steering, started=started
+                    *args,
+                    **prepared,
+                    own_processors=list(logits_processor or []),
+                    streamer=streamer,
+                    tokenizer=tokenizer,
+                    steering=steering,
+                    started=started,
                 )
 
-            output = super().generate(inputs, custom_generate=decode, **arguments)
+            with gathered_weights(self):
+                output = super().generate(inputs, custom_generate=decode, **arguments)
             return output
         finally:
             if streamer is not None and custom_generate is None:
@@ -184,6 +211,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
+        own_processors: list[Callable] | None = None,
         streamer: BaseStreamer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         steering: Any = None,
@@ -195,28 +223,38 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if isinstance(streamer, TextStreamer) and len(input_ids) > 1:
             raise ValueError(f"`streamer` is a {type(streamer).__name__}, which shows one row, not {len(input_ids)}.")
         ends = generation_config._eos_token_tensor
+        ends = None if ends is None or not (ends >= 0).any() else ends[ends >= 0].cpu()
         guidance_scale = None if generation_config.guidance_scale == 1 else generation_config.guidance_scale
+        deadlines, criteria = _deadlines(stopping_criteria)
+        if generation_config.max_time is not None:
+            deadlines.append(started + generation_config.max_time)
         if generation_config.stop_strings is not None:
-            if tokenizer is None:
+            if not hasattr(tokenizer, "get_vocab"):
                 raise ValueError("`stop_strings` need the tokenizer: pass `tokenizer=tokenizer` to generate().")
-            stopping_criteria = StoppingCriteriaList(
-                [*stopping_criteria, StopStringCriteria(tokenizer, generation_config.stop_strings)]
-            )
+            criteria.append(StopStringCriteria(cast(Any, tokenizer), generation_config.stop_strings))
         # 1.
         canvases = self._make_canvases(input_ids, model_kwargs.get("attention_mask"), generation_config)
+        rows = Rows(input_ids, canvases, self._filler(generation_config))
+        own = own_processors or []
         decisions = Decisions(
             rule=make_rule(generation_config),
             sampler=self._make_sampler(generation_config, len(canvases), device),
-            processors=logits_processor,
+            processors=LogitsProcessorList([p for p in logits_processor if not any(p is given for given in own)]),
             forbidden=torch.tensor(self._forbidden_tokens(generation_config), device=device),
             phrases=self._forbidden_phrases(generation_config),
+            bias=self._sequence_bias(generation_config, device),
+            own=OwnProcessors(own, rows) if own else None,
             guidance_scale=guidance_scale,
-            ends=None if ends is None else ends.cpu(),
-            criteria=(lambda text, scores: stopping_criteria(text.to(device), scores)) if stopping_criteria else None,
-            deadline=None if generation_config.max_time is None else started + generation_config.max_time,
+            ends=ends,
+            least=max(0, (generation_config.min_length or 0) - input_ids.shape[1]),
+            criteria=RowCriteria(criteria, rows, device) if criteria else None,
+            deadline=min(deadlines, default=None),
             log_probabilities=bool(generation_config.output_scores),
+            keep_scores=bool(generation_config.output_scores and generation_config.return_dict_in_generate),
+            keep_logits=bool(generation_config.output_logits and generation_config.return_dict_in_generate),
+            computed=lambda: self._how_computed(steering, len(canvases), generation_config),
+            constraints=_constraints(generation_config, own),
         )
-        rows = Rows(input_ids, canvases, self._filler(generation_config))
         recorder = ConceptRecorder(self, guidance_scale) if generation_config.output_attributions else None
         # 2.
         width = None
@@ -264,6 +302,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
             log_probabilities=rows.gather([canvas.log_probabilities for canvas in canvases], 0.0).to(device)
             if generation_config.output_scores
             else None,
+            scores=self._columns(rows, [c.scores for c in canvases], device) if decisions.keep_scores else None,
+            logits=self._columns(rows, [c.logits for c in canvases], device) if decisions.keep_logits else None,
             cache=cache,
             steering=report,
             attributions=attributions,
@@ -279,7 +319,6 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         sampler: TokenSampler,
     ) -> list[SteerlingTrace]:
         given = operations_by_row(self, steering, len(canvases), generation_config.num_return_sequences)
-        attached = () if self._steering is None else tuple(builder.operation for builder in self._steering.builders)
         return [
             SteerlingTrace.of(
                 canvas,
@@ -287,10 +326,36 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
                 guidance_scale=guidance_scale,
                 seed=sampler.generators[canvas.index].initial_seed() if sampler.generators else None,
                 steering=tuple(operation for operation, rows in given if rows is None or canvas.index in rows),
-                attached=attached,
+                attached=self.attached_operations,
             )
             for canvas in canvases
         ]
+
+    def _how_computed(self, steering: Any, rows: int, generation_config: Any) -> str:
+        """What can have made logits infinite or NaN, and what helps."""
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.transformer.dtype
+        given = operations_by_row(self, steering, rows, generation_config.num_return_sequences)
+        names = [
+            type(operation).__name__
+            for operation in (*self.attached_operations, *(operation for operation, _ in given))
+        ]
+        names = [f"steering by {name}" for name in dict.fromkeys(names)]
+        for key in ("guidance_scale", "repetition_penalty"):
+            if getattr(generation_config, key) not in (None, 1):
+                names.append(f"`{key}` {getattr(generation_config, key)}")
+        causes = f" with {', '.join(names)}" if names else ""
+        wider = (
+            "use bfloat16 or float32" if dtype == torch.float16 else "look for weights and hooks that are not finite"
+        )
+        return f"computed in {dtype}{causes}; {wider}{', or less of these' if names else ''}"
+
+    def _columns(
+        self, rows: Rows, values: list[dict[int, torch.Tensor]], device: torch.device
+    ) -> tuple[torch.Tensor, ...]:
+        padding = torch.full((self.config.vocab_size,), -torch.inf, dtype=torch.float32, device=device)
+        padding[rows.filler] = 0.0
+        return rows.columns(values, padding)
 
     def _compiled_backbone(self, compile_config: Any) -> Callable:
         """The backbone's compiled call, kept for further calls with the same options, as the library keeps the model's."""
@@ -347,10 +412,13 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _filler(self, generation_config: Any) -> int:
         pad = generation_config._pad_token_tensor
-        return int(pad) if pad is not None else (self.config.pad_token_id or 0)
+        return int(pad) if pad is not None and pad >= 0 else (self.config.pad_token_id or 0)
 
     def _make_sampler(self, generation_config: SteerlingGenerationConfig, rows: int, device) -> TokenSampler:
         """Greedy, or with the library's warpers and a generator per row."""
+        seeds = generation_config.seed
+        if isinstance(seeds, (list, tuple)) and len(seeds) != rows:
+            raise ValueError(f"`seed` has {len(seeds)} values for {rows} rows: give one per row, or a single number.")
         if not generation_config.do_sample:
             return TokenSampler(LogitsProcessorList(), None)
         shaping = SteerlingGenerationConfig()
@@ -363,13 +431,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if generation_config.entropy_temperature:
             top_p = 1.0 if shaping.top_p is None else shaping.top_p
             warpers.insert(0, EntropyTemperatureLogitsWarper(top_p))
-        seeds = generation_config.seed
         if seeds is None:
             seeds = torch.randint(2**63 - 1, (rows,), device="cpu").tolist()
         elif isinstance(seeds, int):
             seeds = [(seeds + row) % 2**63 for row in range(rows)]
-        elif len(seeds) != rows:
-            raise ValueError(f"`seed` has {len(seeds)} values for {rows} rows: give one per row, or a single number.")
         return TokenSampler(warpers, [torch.Generator(device).manual_seed(seed) for seed in seeds])
 
     # What the library asks along the way
@@ -408,6 +473,8 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Besides the library's check for typos: arguments of forward that generate() would silently drop."""
+        if "logit_bias" in model_kwargs:
+            raise ValueError("`logit_bias` is called sequence_bias={(token,): bias} in transformers: give that.")
         super()._validate_model_kwargs(model_kwargs)
         for name, value in model_kwargs.items():
             if value is not None and name not in ("input_ids", "attention_mask", CACHE_NAME):
@@ -480,9 +547,10 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         return StoppingCriteriaList(stopping_criteria or [])
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
-        """The library's processors but for guidance and phrases, which are ours, and for what only shapes the sampling."""
+        """The library's processors but for what is done by position here, and for what only shapes the sampling."""
         constraints = copy.copy(generation_config)
         constraints.guidance_scale = constraints.bad_words_ids = constraints.suppress_tokens = None
+        constraints.sequence_bias = constraints.min_length = constraints.min_new_tokens = None
         constraints.do_sample = False
         if constraints.repetition_penalty is not None:
             constraints.repetition_penalty = float(constraints.repetition_penalty)
@@ -495,19 +563,33 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _forbidden_tokens(self, generation_config) -> list[int]:
         """What the user suppresses, the mask token, and tokens that are no text unless a row may end in them."""
-        ends = set(_as_list(generation_config.eos_token_id))
+        ends = set(_as_list(generation_config.eos_token_id)) - {NO_TOKEN}
         if self.config.mask_token_id in ends:
             raise ValueError(f"`eos_token_id` holds the mask token ({self.config.mask_token_id}): choose another.")
+        phrases = generation_config.bad_words_ids or []
+        biased = _biases(generation_config.sequence_bias)
+        named = {
+            "eos_token_id": ends,
+            "pad_token_id": _as_list(generation_config.pad_token_id),
+            "suppress_tokens": _as_list(generation_config.suppress_tokens),
+            "bad_words_ids": [token for phrase in phrases for token in phrase],
+            "sequence_bias": [token for sequence in biased for token in sequence],
+        }
+        for name, tokens in named.items():
+            outside = [token for token in tokens if not 0 <= token < self.config.vocab_size]
+            if outside:
+                raise ValueError(f"`{name}` holds {outside[0]}: use ids from 0 to {self.config.vocab_size - 1}.")
+        suppressed = {*named["suppress_tokens"], *(phrase[0] for phrase in phrases if len(phrase) == 1)}
         textless = {*_as_list(self.config.pad_token_id), *self.config.eos_token_ids}
-        suppressed = set(_as_list(generation_config.suppress_tokens))
-        suppressed |= {phrase[0] for phrase in generation_config.bad_words_ids or [] if len(phrase) == 1}
-        named = {*ends, *suppressed, *(i for phrase in generation_config.bad_words_ids or [] for i in phrase)}
-        if named and not 0 <= min(named) <= max(named) < self.config.vocab_size:
-            outside = max(named, key=lambda token: abs(token - self.config.vocab_size / 2))
-            raise ValueError(
-                f"`eos_token_id`, `suppress_tokens` or `bad_words_ids` holds {outside}: use ids from 0 to {self.config.vocab_size - 1}."
-            )
-        return sorted(suppressed | {self.config.mask_token_id} | (textless - ends))
+        forbidden = suppressed | {self.config.mask_token_id} | (textless - ends)
+        if len(forbidden) == self.config.vocab_size:
+            name = "suppress_tokens" if named["suppress_tokens"] else "bad_words_ids"
+            raise ValueError(f"`{name}` leaves no token of the {self.config.vocab_size} to write: suppress fewer.")
+        return sorted(forbidden)
+
+    def _sequence_bias(self, generation_config, device: torch.device) -> SequenceBias | None:
+        biases = _biases(generation_config.sequence_bias)
+        return SequenceBias(biases, self.config.vocab_size, device) if biases else None
 
     @staticmethod
     def _forbidden_phrases(generation_config) -> ForbiddenPhrases | None:
@@ -517,6 +599,42 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
     def init_continuous_batching(self, *args, **kwargs):
         """Continuous batching decodes token after token, which this model cannot do."""
         raise NotImplementedError("Continuous batching decodes from left to right; use generate() on a batch instead.")
+
+
+def _check_objects(generation_config: Any, logits_processor: Any, stopping_criteria: Any) -> None:
+    """Refuse what cannot be used in place of a configuration, of processors and of criteria."""
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        kind = type(generation_config).__name__
+        raise ValueError(
+            f"`generation_config` is a {kind}: give a SteerlingGenerationConfig, or arguments one by one."
+        )
+    for name, given in {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}.items():
+        if given is not None and not (isinstance(given, Iterable) and all(map(callable, given))):
+            raise ValueError(f"`{name}` is {given!r}: give a list of callables.")
+
+
+def _deadlines(criteria: Iterable[Callable]) -> tuple[list[float], list[Callable]]:
+    """Deadlines of criteria that only look at the time, which is over between columns as well, and the other criteria."""
+    deadlines, others = [], []
+    for criterion in criteria:
+        if type(criterion) is MaxTimeCriteria:
+            deadlines.append(time.monotonic() + criterion.initial_timestamp + criterion.max_time - time.time())
+        else:
+            others.append(criterion)
+    return deadlines, others
+
+
+def _constraints(generation_config: Any, own: list[Callable]) -> list[str]:
+    """Names of the arguments that can rule tokens out."""
+    names = ("suppress_tokens", "bad_words_ids", "sequence_bias", "min_new_tokens", "min_length", "eos_token_id")
+    given = [name for name in names if getattr(generation_config, name)]
+    return given + ["logits_processor"] * bool(own)
+
+
+def _biases(given: Any) -> dict[tuple[int, ...], float]:
+    """`sequence_bias` in either of transformers' forms, by sequence."""
+    pairs = given.items() if isinstance(given, dict) else given or []
+    return {tuple(sequence): float(bias) for sequence, bias in pairs}
 
 
 def _as_python(value: Any) -> Any:

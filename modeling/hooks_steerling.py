@@ -1,6 +1,8 @@
 """What steering does inside a forward pass: plain forward hooks, and what they need to know of the pass."""
 
-from collections.abc import Iterator
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +14,9 @@ from .concepts_steerling import (
     SteerlingPartialOutput,
     weights_among,
 )
+
+# torch counts the hooks of all modules with one number, which two threads must not read at once.
+HOOKS_LOCK = threading.RLock()
 
 
 @dataclass
@@ -49,29 +54,27 @@ class Places:
         return self.row.shape
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scope:
     """
-    Where an operation acts.
+    Where an operation acts in its rows.
 
     Args:
-        rows: Numbers of the rows, `None` for all.
         window: First offset behind the prompt and the one after the last, `None` for everywhere.
         cutoff: Act until so many tokens are decided, `None` for always.
         clean_rows: Act on all positions of rows in which nothing is undecided, instead of on none.
     """
 
-    rows: set[int] | None = None
     window: tuple[int, int | None] | None = None
     cutoff: int | None = None
     clean_rows: bool = False
 
-    def of(self, places: Places) -> torch.Tensor:
-        """Bool, of the shape of the places."""
+    def of(self, places: Places, rows: set[int] | None) -> torch.Tensor:
+        """Bool, of the shape of the places; `rows` are the numbers of the operation's rows, `None` for all."""
         reached = places.masked | places.clean if self.clean_rows else places.masked
-        if self.rows is not None:
+        if rows is not None:
             reached = reached & torch.isin(
-                places.row, torch.tensor(sorted(self.rows), dtype=places.row.dtype, device="cpu")
+                places.row, torch.tensor(sorted(rows), dtype=places.row.dtype, device="cpu")
             )
         if self.window is not None:
             start, stop = self.window
@@ -129,76 +132,161 @@ class SteeringReport:
         self._entries.clear()
 
 
-class ForwardContext:
-    """Which places the heads and the vocabulary projection compute in the present pass; `None` where none is steered."""
+class ForwardContext(threading.local):
+    """
+    What each thread is computing on one model: threads share the model's modules and the hooks on them, and each thread's passes
+    are its own.
+
+    Attributes:
+        acting: The operations (`HookBuilder`) that act in the present pass, each with the numbers of its rows, `None` for all.
+        states: The places of heads and residual in the present pass, `None` where none is steered.
+        logits: Those of the vocabulary projection.
+        call: The present call of generate.
+        announced: Whether the present pass of the backbone is known without a look at its arguments.
+        whole, keep: Whether `forward` decomposes all positions, and its `logits_to_keep`.
+        outer: What `now` was before each `forward` that is under way.
+    """
 
     def __init__(self) -> None:
-        self.states: Places | None = None  # of heads and residual
+        self.acting: dict[Any, set[int] | None] = {}
+        self.states: Places | None = None
         self.logits: Places | None = None
+        self.call: Any = None
+        self.announced = self.whole = False
+        self.keep: int | torch.Tensor = 0
+        self.outer: list[tuple] = []
 
-    def forget(self) -> None:
-        """The pass is over."""
-        self.states = self.logits = None
+    def now(self) -> tuple[dict[Any, set[int] | None], Places | None, Places | None]:
+        """What the present pass is."""
+        return self.acting, self.states, self.logits
+
+    def set(self, acting: dict[Any, set[int] | None], states: Places | None, logits: Places | None) -> None:
+        """Go on with another pass."""
+        self.acting, self.states, self.logits = acting, states, logits
 
 
-class SteeringHook:
+class OwnedHook(ABC):
+    """A hook on modules that threads share, in passes of its owner's alone."""
+
+    @abstractmethod
+    def acts(self) -> bool:
+        """Whether this thread's present pass is one of them."""
+
+
+class FirstLook(OwnedHook):
     """
-    Base of the hooks: a module of an operation's choice hands over its output, and gets it back changed.
+    Shows a function the output of a module in this thread's passes, before any other hook changes it, for the length of a
+    `with` block; the function may return another output.
+    """
+
+    def __init__(self, module: torch.nn.Module, function: Callable):
+        self.module, self.function, self.thread = module, function, threading.get_ident()
+
+    def acts(self) -> bool:
+        return threading.get_ident() == self.thread
+
+    def __call__(self, module, args, output: Any) -> Any:
+        return self.function(output) if self.acts() else None
+
+    def __enter__(self) -> None:
+        with HOOKS_LOCK:
+            self.handle = self.module.register_forward_hook(self, prepend=True)
+
+    def __exit__(self, *_: Any) -> None:
+        with HOOKS_LOCK:
+            self.handle.remove()
+
+
+class SteeringHook(OwnedHook):
+    """
+    Base of the hooks: a module of an operation's choice hands over its output, and gets it back changed. In passes in which
+    the operation does not act, such as another thread's, nothing happens.
 
     Args:
-        operation: Name of the operation.
-        scope: Where it acts.
-        report: Is told.
-        context: The present pass.
+        source: The `HookBuilder` of the operation, with its scope, its report and the thread's present pass.
     """
 
-    def __init__(self, operation: str, scope: Scope, report: SteeringReport, context: ForwardContext):
-        self.operation, self.scope, self.report, self.context = operation, scope, report, context
+    def __init__(self, source: Any):
+        self.source = source
+
+    def acts(self) -> bool:
+        return self.source in self.source.context.acting
 
     def reach(self, places: Places | None, states: torch.Tensor) -> tuple[Places, tuple[torch.Tensor, ...]] | None:
         """
         Where to act of the places of states (..., F): as n places, and as an index of the states. `None` for nowhere, and
         for states whose places nobody knows.
         """
-        if places is None or places.shape != states.shape[:-1]:
+        if places is None or places.shape != states.shape[:-1] or not self.acts():
             return None
-        reached = self.scope.of(places)
+        reached = self.source.reach(places)
         # Indices rather than a mask: a device need not be waited for to count them.
         where = tuple(index.to(states.device) for index in reached.nonzero(as_tuple=True))
         return (places[reached], where) if len(where[0]) else None
 
+    def note(self, layer: str, places: Places, sizes: torch.Tensor) -> None:
+        """Tell the report of changes of (n,) sizes at (n,) places."""
+        self.source.report.note(self.source.operation.name, (layer,), places, sizes)
 
-class AddDirection(SteeringHook):
+
+class CustomHook(SteeringHook):
+    """A hook of an operation of the user's own, called only in passes in which the operation acts."""
+
+    def __init__(self, function: Callable, source: Any):
+        super().__init__(source)
+        self.function = function
+
+    def __call__(self, module, args, output: Any) -> Any:
+        return self.function(module, args, output) if self.acts() else None
+
+
+def active_hooks(module: torch.nn.Module) -> list[Any]:
+    """A module's forward hooks in order, without those that do not act in this thread's present pass."""
+    hooks: list[Any] = list(module._forward_hooks.values())  # at once: other threads attach operations meanwhile
+    return [hook for hook in hooks if not isinstance(hook, OwnedHook) or hook.acts()]
+
+
+# Amounts (rows, W, 1) and directions (D,) by the block behind which they are added.
+Injections = dict[int, list[tuple[torch.Tensor, torch.Tensor]]]
+
+
+class Injection:
     """
-    Adds `strength * direction` to the residual stream behind blocks.
+    Adds `strength * direction` to the residual stream behind layers.
 
-    The amounts are made before the pass (`prepare`), so that compiled blocks only read a tensor.
+    Args:
+        source: The `HookBuilder` of the operation.
+        direction: (D,).
+        strength: Times the direction.
+        layers: Numbers of the layers, from 1.
     """
 
-    def __init__(self, direction: torch.Tensor, strength: float, layers: tuple[str, ...], *args):
-        super().__init__(*args)
-        self.direction, self.strength, self.layers = direction, strength, layers
-        self.amount: torch.Tensor | None = None
+    def __init__(self, source: Any, direction: torch.Tensor, strength: float, layers: Sequence[int]):
+        self.source, self.direction, self.strength, self.layers = source, direction, strength, layers
 
-    def prepare(self, places: Places | None, device: torch.device | None) -> None:
-        """Fix the amounts (rows, W, 1) of the next pass, or forget them."""
-        if places is None:
-            self.amount = None
-            return
-        reached = self.scope.of(places)
-        self.amount = (self.strength * reached.to(self.direction.dtype))[..., None].to(device)
+    def prepare(self, places: Places, device: torch.device, amounts: Injections) -> None:
+        """Put what is added in a pass over these places into `amounts`."""
+        reached = self.source.reach(places)
+        amount = (self.strength * reached.to(self.direction.dtype))[..., None].to(device)
+        for layer in self.layers:
+            amounts.setdefault(layer - 1, []).append((amount, self.direction))
         touched = places[reached]
-        self.report.note(
-            self.operation,
-            self.layers,
-            touched,
-            torch.full(touched.shape, abs(self.strength), dtype=torch.float32, device="cpu"),
-        )
+        names = tuple(f"layer {layer}" for layer in self.layers)
+        sizes = torch.full(touched.shape, abs(self.strength), dtype=torch.float32, device="cpu")
+        self.source.report.note(self.source.operation.name, names, touched, sizes)
 
-    def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
-        if self.amount is None:
-            return None
-        return output + self.amount.to(output.device) * self.direction.to(output.device)
+
+def add_injections(
+    block: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: torch.Tensor
+) -> torch.Tensor | None:
+    """
+    The forward hook of all injections. A pass brings its own as the block's argument `injections`, so that passes of other threads
+    and what is computed again in a backward pass have theirs, and compiled blocks only read tensors.
+    """
+    for amount, direction in kwargs.get("injections") or ():
+        # In the output's precision, whatever the model's was when the direction was made.
+        output = output + (amount.to(output.device) * direction.to(output.device)).to(output.dtype)
+    return output
 
 
 class SubtractFromLogits(SteeringHook):
@@ -210,16 +298,11 @@ class SubtractFromLogits(SteeringHook):
         self.size = float(vector.abs().max())
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
-        found = self.reach(self.context.logits, output)
+        found = self.reach(self.source.context.logits, output)
         if found is None:
             return None
         places, at = found
-        self.report.note(
-            self.operation,
-            ("lm_head",),
-            places,
-            torch.full(places.shape, self.size, dtype=torch.float32, device="cpu"),
-        )
+        self.note("lm_head", places, torch.full(places.shape, self.size, dtype=torch.float32, device="cpu"))
         vector = self.vector.to(output.device, output.dtype)
         if len(at[0]) == output[..., 0].numel():
             return output - vector
@@ -257,7 +340,7 @@ class ChangeWeights(SteeringHook):
 
     def __call__(self, module: SteerlingConceptHead, args, output: Any) -> SteerlingConceptOutput | None:
         hidden_states = args[0]
-        found = self.reach(self.context.states, hidden_states)
+        found = self.reach(self.source.context.states, hidden_states)
         if found is None:
             return None
         places, at = found
@@ -265,7 +348,7 @@ class ChangeWeights(SteeringHook):
         old = _present_weights(module, hidden_states, output, at, indices)
         new = {"set": torch.full_like(old, self.value), "scale": old * self.value, "add": old + self.value}[self.mode]
         change = (new - old) @ module.embeddings(indices).to(new.device, torch.float32)
-        self.report.note(self.operation, (self.name,), places, change.norm(dim=-1))
+        self.note(self.name, places, change.norm(dim=-1))
         # The new weights come behind what the head shows, where the old ones become 0: the sum stays that of the features.
         gone = torch.zeros_like(output.weights, dtype=torch.bool)
         gone[at] = torch.isin(output.indices[at], indices)
@@ -285,7 +368,7 @@ class ImitateFeatures(SteeringHook):
         self.name, self.target, self.strength = name, target, strength
 
     def __call__(self, module, args, output: Any) -> SteerlingConceptOutput | None:
-        found = self.reach(self.context.states, args[0])
+        found = self.reach(self.source.context.states, args[0])
         if found is None:
             return None
         places, at = found
@@ -293,7 +376,7 @@ class ImitateFeatures(SteeringHook):
         line = places.offset.clamp(max=len(self.target.features) - 1).to(device)
         features, indices, weights = (values.to(device)[line] for values in self.target.values())
         change = self.strength * (features - output.features[at].float())
-        self.report.note(self.operation, (self.name,), places, change.norm(dim=-1))
+        self.note(self.name, places, change.norm(dim=-1))
         faded = output.weights.index_put(at, output.weights[at] * (1 - self.strength))
         added = self.strength * weights
         return _change(output, at, change, indices, added, faded, added, 1 - self.strength)
@@ -303,11 +386,11 @@ class DropResidual(SteeringHook):
     """Leaves nothing of epsilon."""
 
     def __call__(self, module, args, output: torch.Tensor) -> torch.Tensor | None:
-        found = self.reach(self.context.states, output)
+        found = self.reach(self.source.context.states, output)
         if found is None:
             return None
         places, at = found
-        self.report.note(self.operation, ("residual",), places, output[at].float().norm(dim=-1))
+        self.note("residual", places, output[at].float().norm(dim=-1))
         return output.index_put(at, output.new_zeros(()))
 
 
@@ -376,15 +459,21 @@ def _change(
 
 
 __all__ = [
-    "AddDirection",
+    "HOOKS_LOCK",
     "ChangeWeights",
+    "CustomHook",
     "DropResidual",
+    "FirstLook",
     "ForwardContext",
     "ImitateFeatures",
+    "Injection",
+    "Injections",
     "Places",
     "Scope",
     "SteeringHook",
     "SteeringReport",
     "SubtractFromLogits",
     "Touch",
+    "active_hooks",
+    "add_injections",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .concepts_steerling import SteerlingConceptOutput
+from .precision_steerling import in_full_precision
 
 # Rows of a target text that are computed at a time.
 ROWS = 32
@@ -40,7 +41,7 @@ def embed_concepts(model: Any, concepts: Sequence[int]) -> torch.Tensor:
 
 def project(model: Any, vectors: torch.Tensor) -> torch.Tensor:
     """(n, V) logits, float32, of vectors (n, D), whatever hooks there are."""
-    return model.transformer.lm_head.forward(vectors.float()).detach()
+    return in_full_precision(model.transformer.lm_head.forward, vectors).detach()
 
 
 def concept_direction(model: Any, concepts: Sequence[int]) -> tuple[torch.Tensor, float]:
@@ -63,7 +64,7 @@ def target_profile(model: Any, operation: Any) -> list[tuple[Any, SteerlingConce
         rows = ids.repeat(len(places), 1)
         each = torch.arange(len(places), device=ids.device)
         rows[each, places] = model.config.mask_token_id
-        hidden_states = model.transformer(input_ids=rows).last_hidden_state
+        hidden_states = model.transformer(input_ids=rows, return_dict=True).last_hidden_state
         states.append(hidden_states[each.to(hidden_states.device), places.to(hidden_states.device)])
     profile = []
     for head in model.concept_heads():

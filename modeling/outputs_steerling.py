@@ -60,6 +60,24 @@ class SteerlingOutput(CacheOutput):
 
 
 @dataclass
+class SteerlingFeatureOutput(CacheOutput):
+    """
+    Output of a `SteerlingForDiffusionLM` that AutoModel has loaded.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, T, D)`): What the concept heads and the vocabulary projection read.
+        logits, cache, hidden_states, attentions, concepts: As in `SteerlingOutput`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    cache: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    concepts: SteerlingConcepts | None = None
+
+
+@dataclass
 class SteerlingBackboneOutput(CacheOutput):
     """
     Output of `SteerlingModel`.
@@ -75,4 +93,4 @@ class SteerlingBackboneOutput(CacheOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-__all__ = ["SteerlingBackboneOutput", "SteerlingConcepts", "SteerlingOutput"]
+__all__ = ["SteerlingBackboneOutput", "SteerlingConcepts", "SteerlingFeatureOutput", "SteerlingOutput"]

@@ -1,4 +1,4 @@
-"""What `generate` asks of prompts before it computes anything."""
+"""What `generate` asks of prompts, and of the model, before it computes anything."""
 
 from typing import Any
 
@@ -44,6 +44,8 @@ def _check_attention_mask(config: Any, prompt: torch.Tensor, attention_mask: Any
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != prompt.shape:
         shape = f"not a tensor of the shape of `input_ids`, {tuple(prompt.shape)}"
         raise ValueError(f"`attention_mask` is {shape}: give one value per token.")
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError("`attention_mask` holds other numbers than 0, for padding, and 1, for text.")
     text = attention_mask.bool()
     # Text begins once where it is in one piece, be it in the first column or later.
     begins = text[:, 0].long() + (text[:, 1:] & ~text[:, :-1]).sum(dim=1)
@@ -59,4 +61,29 @@ def _check_attention_mask(config: Any, prompt: torch.Tensor, attention_mask: Any
         raise ValueError(f"`input_ids` has {longest} tokens for a context of {context}: shorten the prompt.")
 
 
-__all__ = ["check_prompt"]
+def refuse_adapter_names(model: Any) -> None:
+    """
+    Refuse PEFT's `adapter_names`, which it hands to layers by hooks, a name for each row of the call.
+
+    Raises:
+        ValueError: There are such hooks. Rows of `generate` change places and leave the batch, so that a layer's rows would get
+            the adapters of others.
+    """
+    found = [
+        (module, number)
+        for module in model.modules()
+        for number, hook in module._forward_pre_hooks.items()
+        if "adapter_names" in getattr(hook, "keywords", ())
+    ]
+    if not found:
+        return
+    for module, number in found:  # which PEFT leaves behind where an error passes through it
+        del module._forward_pre_hooks[number]
+        module._forward_pre_hooks_with_kwargs.pop(number, None)
+    raise ValueError(
+        "`adapter_names` cannot be given to generate(), whose rows change places while they are written: call it once for each "
+        "adapter, after model.set_adapter(name)."
+    )
+
+
+__all__ = ["check_prompt", "refuse_adapter_names"]

@@ -1,21 +1,42 @@
 """A model under steering: attaching operations, and telling their hooks about each forward pass."""
 
 import inspect
+import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .canvas_steerling import Canvas
 from .compatibility_steerling import OLD_NAME
-from .hooks_steerling import ForwardContext, Places, SteeringReport
+from .hooks_steerling import (
+    HOOKS_LOCK,
+    FirstLook,
+    ForwardContext,
+    Injections,
+    Places,
+    SteeringHook,
+    SteeringReport,
+    add_injections,
+)
 from .lookup_steerling import device_of
 from .steering_steerling import HookBuilder, Operation
 
+logger = logging.get_logger(__name__)
+
+# Of `ForwardContext.now`, that no pass is under way.
+NOTHING: tuple[dict, None, None] = ({}, None, None)
+
 # Positions of texts in which conditions are weighed at a time.
 POSITIONS = 4096
+
+# The blocks of `steer` that are open in the present context: those of a thread, of a task of asyncio, or of what copied its context.
+_OPEN_BLOCKS: ContextVar[tuple[object, ...]] = ContextVar("open blocks of steer", default=())
 
 
 class SteeringHandle:
@@ -35,12 +56,28 @@ class SteeringHandle:
         self._steering.detach(builders)
 
 
+class Call:
+    """
+    A call of generate under steering.
+
+    Attributes:
+        rows: The rows in which each operation acts, `None` for all.
+        states: Of each canvas's number, what `Steering.changed` saw last.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[HookBuilder, set[int] | None] = {}
+        self.states: dict[int, tuple[bool, ...]] = {}
+
+
 class Steering:
     """
-    The operations on one model, in the order in which they were attached, and its present forward pass.
+    The operations on one model, and what each thread is computing with them.
 
-    In `generate`, the loop announces every pass (`window`, `choose`). Any other call of the backbone is seen by hooks of its
-    own (`watch`), and there the prompt of a row ends with its first masked position.
+    Threads share the model, its modules and the hooks on these; an operation acts only in the passes of its owner: the thread that
+    attached it (`add_steering`), a context (`steer`), or a call of generate. In `generate`, the loop announces every pass
+    (`window`, `choose`). Any other call of the backbone is seen by hooks of its own (`_watch`), and there the prompt of a row ends
+    with its first masked position.
 
     Args:
         model: The model.
@@ -49,24 +86,31 @@ class Steering:
     def __init__(self, model: Any):
         self.model = model
         self.context = ForwardContext()
+        # All owners' operations in the order in which they were attached. Never changed in place: other threads read it.
         self.builders: list[HookBuilder] = []
-        self.announced = False  # whether the present pass of the backbone is known without a look at its arguments
-        self.whole = False  # whether forward decomposes all positions, whatever it keeps
-        self.keep: int | torch.Tensor = 0  # `logits_to_keep` of forward
-        # Of the present call of generate: what `changed` saw last of each canvas, and the rows of each operation.
-        self.states: dict[int, tuple[bool, ...]] = {}
-        self.rows: dict[HookBuilder, set[int] | None] = {}
-        self.of_calls: list[HookBuilder] = []  # all that came with calls of generate
+        self.held_blocks: Counter[int] = Counter()
+        self.block_hooks: dict[int, Any] = {}
         self.watches: list[Any] = []
 
+    def present(self, call: Call | None = None) -> list[HookBuilder]:
+        """What acts here and now, in the order in which it was attached; of calls, what came with this one."""
+        owners = {id(owner) for owner in (threading.current_thread(), call, *_OPEN_BLOCKS.get())}
+        return [builder for builder in self.builders if id(builder.owner) in owners]
+
+    def in_call(self) -> list[HookBuilder]:
+        """`present` in this thread's present call of generate."""
+        return self.present(self.context.call)
+
     def attach(
-        self, operations: Sequence[Operation], rows: set[int] | None, report: SteeringReport
-    ) -> list[HookBuilder]:
-        """Register hooks for operations that have been checked; all or none."""
-        builders: list[HookBuilder] = []
+        self,
+        operations: Sequence[tuple[Operation, set[int] | None]],
+        owner: object,
+    ) -> SteeringHandle:
+        """Register hooks for checked operations, each for the rows of these numbers or for all; all or none."""
+        report, builders = SteeringReport(), []
         try:
-            for operation in operations:
-                builder = HookBuilder(operation, rows, self.context, report)
+            for operation, rows in operations:
+                builder = HookBuilder(operation, rows, self, report, owner)
                 builders.append(builder)
                 with self.announce(None):
                     operation.attach(self.model, builder)
@@ -74,81 +118,109 @@ class Steering:
             for builder in builders:
                 builder.remove()
             raise
-        self.builders.extend(builders)
-        return builders
+        with HOOKS_LOCK:
+            self.builders = [*self.builders, *builders]
+            self._watch()
+        return SteeringHandle(self, builders, report)
 
     def detach(self, builders: list[HookBuilder]) -> None:
         """Take operations off, and with the last of them everything else."""
         for builder in builders:
             builder.remove()
-        self.builders = [builder for builder in self.builders if builder not in builders]
-        if not self.builders:
-            for watch in self.watches:
-                watch.remove()
-            self.watches = []
-            if self.model._steering is self:
-                self.model._steering = None
+        with HOOKS_LOCK:
+            self.builders = [builder for builder in self.builders if builder not in builders]
+            self._watch()
+
+    def hold_blocks(self, layers: Sequence[int]) -> None:
+        """Have the hook of injections on these layers."""
+        with HOOKS_LOCK:
+            for layer in layers:
+                if not self.held_blocks[layer]:
+                    # In front of what transformers hangs there to record hidden states, and leaves there.
+                    self.block_hooks[layer] = self.model.transformer.blocks[layer - 1].register_forward_hook(
+                        add_injections, prepend=True, with_kwargs=True
+                    )
+                self.held_blocks[layer] += 1
+
+    def release_blocks(self, layers: Sequence[int]) -> None:
+        """The reverse of `hold_blocks`, once for each time."""
+        with HOOKS_LOCK:
+            for layer in layers:
+                self.held_blocks[layer] -= 1
+                if not self.held_blocks[layer]:
+                    self.block_hooks.pop(layer).remove()
+
+    def warn_of_others(self) -> None:
+        """Say once that operations are attached which do not act here."""
+        if any(not isinstance(builder.owner, Call) for builder in self.builders):
+            logger.warning_once(
+                "This model is steered in another thread or context, and not in this one: operations act where they were attached. "
+                "To steer a single call, in any thread, use generate(steering=...)."
+            )
 
     @contextmanager
-    def announce(self, places: Places | None, device: torch.device | None = None) -> Iterator[None]:
-        """Passes of the backbone in this context compute these places, and steer nothing if there are none."""
-        before, self.announced = self.announced, True
-        self._prepare(places, device)
+    def announce(self, places: Places | None, device: torch.device | None = None) -> Iterator[Injections | None]:
+        """
+        Passes of the backbone in this context compute these places, and steer nothing if there are none. Gives the backbone's
+        argument `injections`.
+        """
+        before, self.context.announced = self.context.announced, True
         try:
-            yield
+            yield None if places is None or device is None else self._injections(places, device)
         finally:
-            self.announced = before
-            self._prepare(None)
+            self.context.announced = before
 
-    def _prepare(self, places: Places | None, device: torch.device | None = None) -> None:
-        for builder in self.builders:
+    def _injections(self, places: Places, device: torch.device) -> Injections | None:
+        amounts: Injections = {}
+        for builder in self.context.acting:
             for injection in builder.injections:
-                injection.prepare(places, device)
+                injection.prepare(places, device, amounts)
+        return amounts or None
 
     # In generate
 
     @contextmanager
-    def call(self, canvases: Sequence[Canvas], own: list[HookBuilder]) -> Iterator[None]:
-        """A call of generate, perhaps inside another one, with operations of its own."""
-        before = self.states, self.rows
-        self.of_calls += own
+    def call(self, call: Call, canvases: Sequence[Canvas]) -> Iterator[None]:
+        """A call of generate, perhaps inside another one."""
+        context = self.context
+        outer = context.call, context.now()
         try:
-            self._start(canvases, own)
+            self._start(call, canvases)
+            context.call = call
             yield
         finally:
-            self.states, self.rows = before
-            self.of_calls = [builder for builder in self.of_calls if builder not in own]
-            self.context.forget()
+            context.call = outer[0]
+            context.set(*outer[1])
 
-    def _start(self, canvases: Sequence[Canvas], own: list[HookBuilder]) -> None:
+    def _start(self, call: Call, canvases: Sequence[Canvas]) -> None:
         """Before the first pass: which rows meet the conditions of which operations."""
         same: dict[tuple[int, ...], list[int]] = {}
         for canvas in canvases:
             same.setdefault(tuple(canvas.tokens[: canvas.prompt_length].tolist()), []).append(canvas.index)
-        prompts = [torch.tensor(prompt, device="cpu") for prompt in same]
+        prompts = [torch.tensor(prompt, dtype=torch.long, device="cpu") for prompt in same]
         mask = self.model.config.mask_token_id
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask)
         positions = torch.arange(ids.shape[1], device="cpu").expand(ids.shape)
-        self.rows = self._weigh_conditions(ids, ids != mask, positions, list(same.values()), own)
-        self.states = {canvas.index: self._state(canvas) for canvas in canvases}
+        call.rows = self._weigh_conditions(self.present(call), ids, ids != mask, positions, list(same.values()))
+        call.states = {canvas.index: self._state(call, canvas) for canvas in canvases}
 
     def changed(self, canvas: Canvas) -> bool:
         """Whether operations have begun or ended in a row since this was last asked."""
-        before, self.states[canvas.index] = self.states[canvas.index], self._state(canvas)
-        return self.states[canvas.index] != before
+        call = self.context.call
+        before, call.states[canvas.index] = call.states[canvas.index], self._state(call, canvas)
+        return call.states[canvas.index] != before
 
-    def _state(self, canvas: Canvas) -> tuple[bool, ...]:
-        scopes = ((builder.scope, self.rows.get(builder, builder.rows)) for builder in self.builders)
+    def _state(self, call: Call, canvas: Canvas) -> tuple[bool, ...]:
+        scopes = ((builder.scope, call.rows.get(builder, builder.rows)) for builder in self.present(call))
         return tuple(
             scope.cutoff is None or canvas.committed < scope.cutoff
             for scope, rows in scopes
             if rows is None or canvas.index in rows
         )
 
-    def _act_in(self, rows: dict[HookBuilder, set[int] | None]) -> None:
+    def _act_in(self, rows: dict[HookBuilder, set[int] | None], call: Call | None = None) -> None:
         """Have operations act in these rows; what was attached since they were weighed, wherever it was attached for."""
-        for builder in self.builders:
-            builder.scope.rows = rows.get(builder, builder.rows)
+        self.context.acting = {builder: rows.get(builder, builder.rows) for builder in self.present(call)}
 
     def window(
         self,
@@ -157,13 +229,14 @@ class Steering:
         positions: torch.Tensor,
         masked: torch.Tensor,
         device: torch.device,
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Injections | None]:
         """
         Announce a pass over windows of canvases, each of which has `lanes` rows: (rows, W) positions, and bool where they
-        are masked and seen.
+        are masked and seen. Gives the backbone's argument `injections`.
         """
-        self._act_in(self.rows)
-        if not any(builder.injections for builder in self.builders):
+        call = self.context.call
+        self._act_in(call.rows, call)
+        if not any(builder.injections for builder in self.context.acting):
             return self.announce(None)
         places = _places(canvases, [lanes] * len(canvases), positions, masked)
         if lanes == 2:
@@ -172,7 +245,8 @@ class Steering:
 
     def choose(self, canvases: Sequence[Canvas], lanes: int, masked: Sequence[torch.Tensor]) -> None:
         """Announce the heads and logits of masked positions (n_i,) of canvases, lane by lane."""
-        self._act_in(self.rows)
+        call = self.context.call
+        self._act_in(call.rows, call)
         positions = torch.cat(list(masked))
         places = _places(
             canvases, [len(own) for own in masked], positions, torch.ones_like(positions, dtype=torch.bool)
@@ -184,29 +258,45 @@ class Steering:
 
     # In forward
 
-    def watch(self) -> None:
-        """See calls of the model and of its backbone that nobody announces."""
-        if self.builders and not self.watches:
+    def _watch(self) -> None:
+        """See calls of the model and of its backbone that nobody announces, as long as something may act in them."""
+        wanted = any(not isinstance(builder.owner, Call) for builder in self.builders)
+        if wanted and not self.watches:
             self.watches = [
                 self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
                 self.model.register_forward_hook(self._after_model, always_call=True),
                 self.model.transformer.register_forward_pre_hook(self._before_backbone, with_kwargs=True),
             ]
+        elif not wanted:
+            for watch in self.watches:
+                watch.remove()
+            self.watches = []
 
     def _before_model(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        context = self.context
+        context.outer.append(context.now())
+        if not self.present():
+            return
         given = _bound(module, args, kwargs)
         if given.get("labels") is not None:
             raise ValueError("`labels` cannot be given while the model is steered: compute the loss from the logits.")
-        self.keep, self.whole = given.get("logits_to_keep", 0), given.get("output_concepts", False)
+        context.keep, context.whole = given.get("logits_to_keep", 0), given.get("output_concepts", False)
 
     def _after_model(self, *_: Any) -> None:
-        self.keep, self.whole = 0, False
-        self.context.forget()
-        self._prepare(None)
+        context = self.context
+        context.keep, context.whole = 0, False
+        outer = context.outer.pop() if context.outer else None
+        # Inside a call of generate, its own pass goes on.
+        context.set(*(outer if outer is not None and context.call is not None else NOTHING))
 
-    def _before_backbone(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.announced:
-            return
+    def _before_backbone(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        context = self.context
+        if context.announced:
+            return None
+        if not self.present():
+            context.set(*NOTHING)
+            self.warn_of_others()
+            return None
         given = _bound(module, args, kwargs)
         ids = given.get("input_ids")
         if ids is None:
@@ -218,7 +308,7 @@ class Steering:
         if (
             cache is not None
             and cache.get_seq_length()
-            and any(one.operation.condition for one in self.builders if one not in self.of_calls)
+            and any(builder.operation.condition for builder in self.present())
         ):
             raise ValueError(
                 "`cache` (`past_key_values`) cannot be given to a model that is steered under a condition, which needs the whole text: "
@@ -228,7 +318,7 @@ class Steering:
         masked = (ids == self.model.config.mask_token_id) & text
         with torch.no_grad():
             rows = [[row] for row in range(len(ids))]
-            self._act_in(self._weigh_conditions(ids, text & ~masked, positions, rows))
+            self._act_in(self._weigh_conditions(self.present(), ids, text & ~masked, positions, rows))
         noised = masked.any(-1, keepdim=True)
         first = positions.gather(1, masked.long().argmax(-1, keepdim=True))
         zero = torch.zeros_like(positions)
@@ -242,9 +332,9 @@ class Steering:
             step=zero,
             blind=torch.zeros_like(masked),
         )
-        kept = places[:, slice(-self.keep, None) if isinstance(self.keep, int) else self.keep.cpu()]
-        self.context.states, self.context.logits = places if self.whole else kept, kept
-        self._prepare(places, device)
+        kept = places[:, slice(-context.keep, None) if isinstance(context.keep, int) else context.keep.cpu()]
+        context.states, context.logits = places if context.whole else kept, kept
+        return args, {**kwargs, "injections": self._injections(places, device)}
 
     @staticmethod
     def _text_and_positions(ids: torch.Tensor, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,24 +350,19 @@ class Steering:
 
     def _weigh_conditions(
         self,
+        builders: Sequence[HookBuilder],
         ids: torch.Tensor,
         text: torch.Tensor,
         positions: torch.Tensor,
         rows: list[list[int]],
-        acting: Sequence[HookBuilder] = (),
     ) -> dict[HookBuilder, set[int] | None]:
-        """
-        The rows in which each operation may act, by texts (B, T) that each stand in some rows. Operations of a call of generate
-        are idle in what is called inside it.
-        """
+        """The rows in which each operation may act, by texts (B, T) that each stand in some rows."""
         device, at_once = device_of(self.model), max(1, POSITIONS // ids.shape[1])
         found: dict[HookBuilder, set[int] | None] = {}
-        for builder in self.builders:
+        for builder in builders:
             condition = builder.operation.condition
             found[builder] = builder.rows
-            if builder in self.of_calls and builder not in acting:
-                found[builder] = set()
-            elif condition is not None:
+            if condition is not None:
                 pieces = zip(*(whole.split(at_once) for whole in (ids, text, positions.clamp(min=0))))
                 with self.announce(None):
                     holds = [
@@ -287,6 +372,34 @@ class Steering:
                 found[builder] = allowed if builder.rows is None else allowed & builder.rows
         return found
 
+    # Copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has what acts here outside of calls."""
+        return {**vars(self), "builders": self.present(), "context": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, context=ForwardContext())
+        _drop_hooks_of_others(self.model)
+
+
+def _drop_hooks_of_others(model: Any) -> None:
+    """Copied modules bring along the hooks of all owners; those that the copy's `Steering` does not have go."""
+    steering = vars(model).get("_steering")
+    if "_modules" not in vars(model) or (steering is not None and "builders" not in vars(steering)):
+        return  # one of the two is not there yet, and will ask again
+    builders = [] if steering is None else steering.builders
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, FirstLook) or (isinstance(hook, SteeringHook) and hook.source not in builders):
+                del module._forward_hooks[number]
+    if steering is not None:
+        own = Counter(layer for builder in builders for injection in builder.injections for layer in injection.layers)
+        for layer in set(steering.held_blocks) - set(own):
+            steering.release_blocks([layer] * steering.held_blocks[layer])
+        steering.held_blocks = own
+        steering._watch()
+
 
 class SteerableMixin:
     """`steer` and `add_steering` for a model that has `transformer`, heads and a Steerling configuration."""
@@ -294,57 +407,77 @@ class SteerableMixin:
     config: Any
     _steering: Steering | None = None
 
+    @property
+    def attached_operations(self) -> tuple[Operation, ...]:
+        """The operations that `steer` and `add_steering` have attached, as far as they act in this thread and context."""
+        return () if self._steering is None else tuple(builder.operation for builder in self._steering.present())
+
     def add_steering(self, *operations: Any) -> SteeringHandle:
         """
         Attach operations (or recipes) to the model until the handle removes them. They act in `generate` and in
         `forward`, at masked positions, after those that were attached before.
 
+        They act in this thread alone: other threads that use the model get what they would get without. To steer one call, in
+        whatever thread, use `generate(steering=...)`.
+
         Raises:
             ValueError: An operation does not suit the model; nothing is attached then.
         """
-        handle = self._attach([(operation, None) for operation in flatten_operations(self, operations)])
-        if self._steering is not None:
-            self._steering.watch()
-        return handle
+        return self._attach(operations, threading.current_thread())
 
     @contextmanager
     def steer(self, *operations: Any) -> Iterator[SteeringHandle]:
-        """`add_steering` for the length of a `with` block, which gives the handle."""
-        handle = self.add_steering(*operations)
+        """
+        `add_steering` for the length of a `with` block, which gives the handle. The operations act in the context
+        (`contextvars`) of the block: a thread or a task of asyncio, and whatever runs in a copy of its context, as `asyncio.to_thread`
+        does.
+        """
+        block = object()
+        handle = self._attach(operations, block)
+        outer = _OPEN_BLOCKS.get()
+        _OPEN_BLOCKS.set((*outer, block))
         try:
             yield handle
         finally:
+            _OPEN_BLOCKS.set(tuple(one for one in _OPEN_BLOCKS.get() if one is not block))
             handle.remove()
 
     @contextmanager
     def _steered(
-        self, steering: Any, canvases: Sequence[Canvas], copies: int
+        self, steering: Any, canvases: Sequence[Canvas], copies: int, replayed: bool = False
     ) -> Iterator[tuple[Steering | None, SteeringReport | None]]:
-        """The model under `steering` of `generate` as well, ready for the first pass; and the report of these operations."""
+        """
+        The model under `steering` of `generate` as well, ready for the first pass; and the report of these operations. Without
+        any there is no steering to be told of passes, unless they are `replayed`: operations may be attached between them.
+        """
         operations = operations_by_row(self, steering, len(canvases), copies)
-        handle = self._attach(operations) if operations else None
-        if self._steering is None:
+        if not operations and not self.attached_operations and not replayed:
+            if self._steering is not None:
+                self._steering.warn_of_others()
             yield None, None
             return
+        shared, call = self._shared_steering(), Call()
+        handle = shared.attach(operations, call)
         try:
-            with self._steering.call(canvases, handle._builders if handle else []):
-                yield self._steering, handle.report if handle else None
+            with shared.call(call, canvases):
+                yield shared, handle.report if operations else None
         finally:
-            if handle is not None:
-                handle.remove()
+            handle.remove()
 
-    def _attach(self, operations: Sequence[tuple[Operation, set[int] | None]]) -> SteeringHandle:
-        """Attach operations, each for the rows of these numbers or for all."""
-        steering = self._steering or Steering(self)
-        report, builders = SteeringReport(), []
-        try:
-            for operation, rows in operations:
-                builders += steering.attach([operation], rows, report)
-                self._steering = steering
-        except BaseException:
-            steering.detach(builders)
-            raise
-        return SteeringHandle(steering, builders, report)
+    def _attach(self, operations: Any, owner: object) -> SteeringHandle:
+        checked = [(operation, None) for operation in flatten_operations(self, operations)]
+        return self._shared_steering().attach(checked, owner)
+
+    def _shared_steering(self) -> Steering:
+        """The model's one `Steering`."""
+        with HOOKS_LOCK:
+            if self._steering is None:
+                self._steering = Steering(self)
+            return self._steering
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]  # torch's, which mypy does not see from a mixin
+        _drop_hooks_of_others(self)
 
 
 def flatten_operations(model: Any, operations: Any) -> list[Operation]:

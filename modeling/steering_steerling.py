@@ -1,6 +1,7 @@
 """Steering: operations that push concepts up or down, as plain forward hooks that come off without a trace."""
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,12 +10,16 @@ from typing import Any, Literal
 import torch
 
 from .hooks_steerling import (
-    AddDirection,
+    HOOKS_LOCK,
     ChangeWeights,
+    CustomHook,
     DropResidual,
     ForwardContext,
     ImitateFeatures,
+    Injection,
+    Places,
     Scope,
+    SteeringHook,
     SteeringReport,
     SubtractFromLogits,
 )
@@ -66,7 +71,9 @@ class Condition:
             (B,) bool.
         """
         head, (index,) = split_concepts(model, (self.concept,))[0]
-        outputs = model.transformer(input_ids=ids, attention_mask=text.long(), position_ids=positions)
+        outputs = model.transformer(
+            input_ids=ids, attention_mask=text.long(), position_ids=positions, return_dict=True
+        )
         hidden_states = outputs.last_hidden_state
         states = hidden_states[text.to(hidden_states.device)]
         output = head.forward(states)
@@ -141,39 +148,60 @@ class Operation(ABC):
 
 class HookBuilder:
     """
-    Registers hooks for an operation.
+    Registers an operation's hooks, and tells them where it acts.
 
     Args:
         operation: The operation.
         rows: Numbers of the rows that it is for, `None` for all.
-        context: The model's present pass.
+        steering: The model's `Steering`.
         report: Is told of every change.
+        owner: The thread, the block of `steer` or the call of `generate` in which the operation acts.
     """
 
-    def __init__(self, operation: Operation, rows: set[int] | None, context: ForwardContext, report: SteeringReport):
-        self.operation, self.rows, self.context, self.report = operation, rows, context, report
+    def __init__(self, operation: Operation, rows: set[int] | None, steering: Any, report: SteeringReport, owner: Any):
+        self.operation, self.rows, self.steering, self.report, self.owner = operation, rows, steering, report, owner
         self.handles: list[Any] = []
-        self.injections: list[AddDirection] = []
+        self.injections: list[Injection] = []
         self.scope = Scope(
-            rows,
-            getattr(operation, "window", None),
-            getattr(operation, "cutoff", None),
-            operation.clean_rows,
+            getattr(operation, "window", None), getattr(operation, "cutoff", None), operation.clean_rows
         )
 
     @property
-    def common(self) -> tuple[str, Scope, SteeringReport, ForwardContext]:
-        """The arguments that all hooks have."""
-        return self.operation.name, self.scope, self.report, self.context
+    def context(self) -> ForwardContext:
+        """This thread's present pass."""
+        return self.steering.context
 
-    def put(self, module: torch.nn.Module, hook: Any, first: bool = False) -> None:
-        """Register a hook on a module, in front of all others or behind them."""
-        self.handles.append(module.register_forward_hook(hook, prepend=first))
+    def reach(self, places: Places) -> torch.Tensor:
+        """Bool, of the shape of the places: where the operation acts in the present pass."""
+        return self.scope.of(places, self.context.acting[self])
+
+    def put(self, module: torch.nn.Module, hook: Any) -> None:
+        """Register a hook on a module, behind all others."""
+        own: Any = hook if isinstance(hook, SteeringHook) else CustomHook(hook, self)
+        with HOOKS_LOCK:
+            self.handles.append(module.register_forward_hook(own))
+
+    def inject(self, direction: torch.Tensor, strength: float, layers: Sequence[int]) -> None:
+        """Add `strength * direction` (D,) behind layers, which count from 1."""
+        self.steering.hold_blocks(layers)
+        self.injections.append(Injection(self, direction, strength, layers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's operations belong to the thread that copies."""
+        return {**vars(self), "owner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, owner=threading.current_thread())
 
     def remove(self) -> None:
         """Take all hooks off."""
-        for handle in self.handles:
-            handle.remove()
+        handles, self.handles = self.handles, []
+        injections, self.injections = self.injections, []
+        with HOOKS_LOCK:
+            for handle in handles:
+                handle.remove()
+        for injection in injections:
+            self.steering.release_blocks(injection.layers)
 
 
 @dataclass(frozen=True)
@@ -211,21 +239,13 @@ class Inject(Operation):
         _check_count("cutoff", self.cutoff)
 
     def attach(self, model: Any, hooks: HookBuilder) -> None:
-        """One hook on each of the layers."""
+        """Those of the layers."""
         direction, peak = concept_direction(model, _as_tuple(self.concepts))
         count = model.config.n_layers
         layers = count // 2 if self.layers is None else self.layers
         chosen = range(max(layers, 1), count + 1) if isinstance(layers, int) else sorted(set(layers))
-        hook = AddDirection(
-            direction.to(model.dtype),
-            self.strength / peak if self.normalized else self.strength,
-            tuple(f"layer {layer}" for layer in chosen),
-            *hooks.common,
-        )
-        hooks.injections.append(hook)
-        for layer in chosen:
-            # In front of what transformers hangs there to record hidden states, and leaves there.
-            hooks.put(model.transformer.blocks[layer - 1], hook, first=True)
+        strength = self.strength / peak if self.normalized else self.strength
+        hooks.inject(direction.to(model.dtype), strength, list(chosen))
 
 
 @dataclass(frozen=True)
@@ -252,7 +272,7 @@ class SuppressTokens(Operation):
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """One hook on `lm_head`."""
         promoted = project(model, embed_concepts(model, _as_tuple(self.concepts)))
-        hook = SubtractFromLogits(self.strength * promoted.relu().sum(dim=0), *hooks.common)
+        hook = SubtractFromLogits(self.strength * promoted.relu().sum(dim=0), hooks)
         hooks.put(model.transformer.lm_head, hook)
 
 
@@ -290,11 +310,11 @@ class SetConcepts(Operation):
         """A hook on each head that has some of the concepts, and one on the residual if it has to go."""
         for head, indices in split_concepts(model, _as_tuple(self.concepts)):
             hook = ChangeWeights(
-                head_name(model, head), torch.tensor(indices, device="cpu"), self.mode, self.value, *hooks.common
+                head_name(model, head), torch.tensor(indices, device="cpu"), self.mode, self.value, hooks
             )
             hooks.put(head, hook)
         if not self.keep_epsilon:
-            hooks.put(model.residual, DropResidual(*hooks.common))
+            hooks.put(model.residual, DropResidual(hooks))
 
 
 @dataclass(frozen=True)
@@ -352,9 +372,9 @@ class Imitate(Operation):
     def attach(self, model: Any, hooks: HookBuilder) -> None:
         """A hook on each head, and one on the residual if it has to go."""
         for head, profile in target_profile(model, self):
-            hooks.put(head, ImitateFeatures(head_name(model, head), profile, self.strength, *hooks.common))
+            hooks.put(head, ImitateFeatures(head_name(model, head), profile, self.strength, hooks))
         if not self.keep_epsilon:
-            hooks.put(model.residual, DropResidual(*hooks.common))
+            hooks.put(model.residual, DropResidual(hooks))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,24 @@
 """What a step of unmasking decides: which positions (rules of commitment), how many (the schedule), and with which tokens."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import LogitsProcessor
+
+
+class UndecidableError(ValueError):
+    """
+    Logits of a position say nothing: none of them is finite, or one is infinite or not a number.
+
+    Args:
+        index: Which of the positions.
+    """
+
+    def __init__(self, index: int):
+        super().__init__(f"The logits of position {index} say nothing: one is inf or NaN, or all are -inf.")
+        self.index = index
 
 
 class UnmaskingRule(ABC):
@@ -30,9 +44,77 @@ class UnmaskingRule(ABC):
         """
 
 
+# How far logits that are equal may come apart in float32, where products sum up in an order that depends on how many rows are
+# computed together: measured at 1e-6, and more in wide models whose logits are large. Real gaps, 0.01 and more, are far above.
+LOGIT_ROUNDING = 2.0**-13
+# The same for probabilities, margins and entropies (nats) where no logit counts any more, such as two probabilities near 1.
+SCORE_ROUNDING = 2.0**-21
+
+
 def confidence(logits: torch.Tensor) -> torch.Tensor:
     """(n,) probability of the most probable token under (n, V) logits."""
     return logits.softmax(dim=-1).amax(dim=-1)
+
+
+def ranked(scores: torch.Tensor, slack: torch.Tensor, best: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rank positions so that rounding decides nothing: of positions whose scores tie but for rounding, the first comes first.
+
+    Rows of masks alone, and steering that outweighs the text, make all positions alike; which of them scores highest then depends
+    on how many rows are computed together. So the best position and all within its slack are equals, then the best of the
+    rest and all within its slack, and so on. A limit between equals and others remains, but no scores pile up there.
+
+    Args:
+        scores: (n,) scores, from left to right.
+        slack: (n,) how far the score of an equal may be away.
+        best: 1.0 if the highest score is the best, -1.0 if the lowest is.
+
+    Returns:
+        (n,) scores from the best to the worst, equals with that of the best of them, and the (n,) indices of the positions;
+        both on the CPU, where a step needs the indices anyway.
+
+    Raises:
+        UndecidableError: A score is not a number.
+    """
+    both = torch.stack((scores * best, slack)).cpu()
+    refuse_nan(both[0])
+    order = both[0].sort(descending=True, stable=True).indices
+    levels: list[float] = []
+    groups: list[list[int]] = []
+    limit = math.inf
+    for (score, reach), index in zip(both[:, order].T.tolist(), order.tolist()):
+        if score < limit:
+            groups.append([])
+            level, limit = score, score - reach
+        groups[-1].append(index)
+        levels.append(level)
+    places = [index for group in groups for index in sorted(group)]
+    return torch.tensor(levels, dtype=scores.dtype, device="cpu") * best, torch.tensor(places, device="cpu")
+
+
+def refuse_nan(scores: torch.Tensor) -> None:
+    """Raise an `UndecidableError` for the first of (n,) scores that is not a number, as those of useless logits are."""
+    useless = scores.isnan()
+    if useless.any():
+        raise UndecidableError(int(useless.nonzero()[0]))
+
+
+def ranked_by_confidence(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ranked` probabilities of the most probable tokens under (n, V) logits."""
+    sure = confidence(logits)
+    return ranked(sure, LOGIT_ROUNDING * sure * (1 - sure) + SCORE_ROUNDING * sure)
+
+
+def ranked_by_entropy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ranked` entropies under (n, V) logits, the least first."""
+    unsure = entropy(logits)
+    return ranked(unsure, LOGIT_ROUNDING * unsure + SCORE_ROUNDING, best=-1.0)
+
+
+def most_probable(logits: torch.Tensor) -> torch.Tensor:
+    """(n,) most probable tokens under (n, V) logits; of those that tie but for rounding, that of the lowest id."""
+    best = logits.amax(dim=-1, keepdim=True)
+    return (logits >= best - LOGIT_ROUNDING).byte().argmax(dim=-1)
 
 
 class ConfidenceRule(UnmaskingRule):
@@ -40,7 +122,7 @@ class ConfidenceRule(UnmaskingRule):
 
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` most confident positions."""
-        return confidence(logits).topk(count).indices
+        return ranked_by_confidence(logits)[1][:count]
 
 
 class MarginRule(UnmaskingRule):
@@ -49,7 +131,10 @@ class MarginRule(UnmaskingRule):
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` positions of the largest margin."""
         best = logits.topk(2, dim=-1).values.sub(logits.logsumexp(dim=-1, keepdim=True)).exp()
-        return (best[:, 0] - best[:, 1]).topk(count).indices
+        margin, both = best[:, 0] - best[:, 1], best.sum(dim=-1)
+        # Of two certain tokens no logit can change the margin, of two equal ones it changes most.
+        slack = LOGIT_ROUNDING * (both - margin.square()) + SCORE_ROUNDING * both
+        return ranked(margin, slack)[1][:count]
 
 
 class EntropyRule(UnmaskingRule):
@@ -57,7 +142,7 @@ class EntropyRule(UnmaskingRule):
 
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` positions of least entropy."""
-        return entropy(logits).topk(count, largest=False).indices
+        return ranked_by_entropy(logits)[1][:count]
 
 
 class ThresholdRule(UnmaskingRule):
@@ -74,7 +159,7 @@ class ThresholdRule(UnmaskingRule):
 
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The positions above the threshold, and no fewer than the `count` most confident."""
-        sorted_confidence, order = confidence(logits).sort(descending=True)
+        sorted_confidence, order = ranked_by_confidence(logits)
         return order[: max(count, int((sorted_confidence >= self.threshold).sum()))]
 
 
@@ -92,7 +177,7 @@ class FactorRule(UnmaskingRule):
 
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The k positions of the formula, and no fewer than the `count` most confident."""
-        sorted_confidence, order = confidence(logits).sort(descending=True)
+        sorted_confidence, order = ranked_by_confidence(logits)
         rank = torch.arange(2, len(order) + 2, device=order.device)
         # Both factors rise with k, so the condition holds up to one k.
         return order[: max(count, int((rank * (1 - sorted_confidence) < self.factor).sum()))]
@@ -112,7 +197,7 @@ class EntropyBoundRule(UnmaskingRule):
 
     def __call__(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """The k positions of the formula, and no fewer than the `count` of least entropy."""
-        sorted_entropy, order = entropy(logits).sort()
+        sorted_entropy, order = ranked_by_entropy(logits)
         # Of sorted entropies the last is the largest, and the sum without it never falls.
         mutual = sorted_entropy.cumsum(0) - sorted_entropy
         return order[: max(count, int((mutual <= self.entropy_bound).sum()))]
@@ -148,11 +233,17 @@ def make_rule(generation_config) -> Callable[[torch.Tensor, int], torch.Tensor]:
     if callable(own):
 
         def checked(logits: torch.Tensor, count: int) -> torch.Tensor:
-            chosen = torch.as_tensor(own(logits, count), device=logits.device)
+            best = logits.amax(dim=-1).cpu()
+            refuse_nan(best - best)  # which is NaN for inf as well
+            answer = own(logits, count)
+            try:
+                chosen = torch.as_tensor(answer, device="cpu")
+            except (TypeError, ValueError, RuntimeError):
+                chosen = torch.empty(0, dtype=torch.float32, device="cpu")
             whole = chosen.dtype == torch.long and chosen.dim() == 1 and 0 < len(chosen.unique()) == len(chosen)
             if not whole or chosen.min() < 0 or chosen.max() >= len(logits):
                 raise ValueError(
-                    f"`unmasking` chose {chosen!r} of {len(logits)} positions: a rule returns one or more distinct indices "
+                    f"`unmasking` chose {answer!r} of {len(logits)} positions: a rule returns one or more distinct indices "
                     f"from 0 to {len(logits) - 1}."
                 )
             return chosen
@@ -229,9 +320,35 @@ class TokenSampler:
     def draw(self, row: int, canvas: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """(k,) tokens of row number `row`, whose canvas is (T,), from their (k, V) logits."""
         if self.generators is None:
-            return logits.argmax(dim=-1)
+            return most_probable(logits)
         probabilities = self.warpers(canvas.to(logits.device).expand(len(logits), -1), logits).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=self.generators[row])[:, 0]
+
+
+def completions(
+    sequence: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+) -> list[tuple[int, torch.Tensor]]:
+    """
+    Where a token would complete a sequence.
+
+    Args:
+        sequence: (k,) token ids.
+        tokens: (T,) canvas.
+        positions: (n,) positions of it.
+
+    Returns:
+        Each token of the sequence, once, with (n,) truth values: at which positions it would.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for place, token in enumerate(sequence.tolist()):
+        starts = positions - place
+        columns = starts[:, None] + torch.arange(len(sequence), device="cpu")
+        inside = (starts >= 0) & (columns[:, -1] < len(tokens))
+        present = tokens[columns.clamp(0, len(tokens) - 1)] == sequence
+        present[:, place] = True
+        completed = inside & present.all(dim=-1)
+        found[token] = found[token] | completed if token in found else completed
+    return list(found.items())
 
 
 class ForbiddenPhrases:
@@ -249,13 +366,8 @@ class ForbiddenPhrases:
     def forbid(self, tokens: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor) -> None:
         """Rule out, in (n, V) logits of n positions, what would complete a phrase on the (T,) canvas."""
         for phrase in self.phrases:
-            for place, token in enumerate(phrase):
-                starts = positions - place
-                columns = starts[:, None] + torch.arange(len(phrase), device="cpu")
-                inside = (starts >= 0) & (columns[:, -1] < len(tokens))
-                present = tokens[columns.clamp(0, len(tokens) - 1)] == phrase
-                present[:, place] = True
-                logits[(inside & present.all(dim=-1)).to(logits.device), token] = -torch.inf
+            for token, completed in completions(phrase, tokens, positions):
+                logits[completed.to(logits.device), token] = -torch.inf
 
     def compatible(self, tokens: torch.Tensor, positions: torch.Tensor, drawn: torch.Tensor) -> int:
         """How many of the tokens drawn for a step can be written before one completes a phrase together with others."""
@@ -288,7 +400,9 @@ __all__ = [
     "MarginRule",
     "ThresholdRule",
     "TokenSampler",
+    "UndecidableError",
     "UnmaskingRule",
+    "completions",
     "make_rule",
     "share_steps",
 ]

@@ -10,6 +10,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .cache_steerling import SteerlingCache
 from .canvas_steerling import Canvas
+from .hooks_steerling import Injections
 from .steered_steerling import Steering
 
 PIECE = 512  # positions of a long prompt that are computed at a time
@@ -213,13 +214,15 @@ class WindowEncoder:
             if self.cache is not None:
                 self.cache.seek(rows, positions, visible, needed=int(starts.max()) + width)
             mask = self._attention_mask(starts, ends, width, visible) if needs_mask else None
-            with self._announced(canvases, ids, places, ends):
+            with self._announced(canvases, ids, places, ends) as injections:
                 return (self.step if static else self.transformer)(
                     input_ids=ids.to(self.device),
                     attention_mask={"full_attention": mask},
                     position_ids=positions,
                     cache=self.cache,
                     use_cache=self.cache is not None,
+                    injections=injections,
+                    return_dict=True,
                 ).last_hidden_state
         finally:
             if self.cache is not None:
@@ -227,7 +230,7 @@ class WindowEncoder:
 
     def _announced(
         self, canvases: Sequence[Canvas], ids: torch.Tensor, places: torch.Tensor, ends: torch.Tensor
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Injections | None]:
         """Tell steering of a pass; what lies behind the `ends` (rows,), as in rows that have finished, is no text."""
         if self.steering is None:
             return nullcontext()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checks import check_path, check_switches
 from .files import read_json_lines
 
 HARM = {
@@ -53,9 +54,13 @@ class AttackPrompt:
             raise ValueError(f"`harmful` of prompt {self.id!r} is {self.harmful!r}: give True or False.")
         if self.benign_of is not None and self.harmful:
             raise ValueError(f"`benign_of` of prompt {self.id!r} is {self.benign_of!r}, but the prompt is harmful.")
+        for name in ("category", "benign_of"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"`{name}` of prompt {self.id!r} is {value!r}: give a string, or None.")
         try:
-            json.dumps(self.target)
-        except (TypeError, ValueError) as error:
+            json.dumps(self.target, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"`target` of prompt {self.id!r} is not JSON ({error}): reports could not keep it."
             ) from error
@@ -83,13 +88,15 @@ def read_prompts(source: Any, *, adversarial: bool | None = None) -> list[Attack
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read, is empty, has other columns, a wrong value or the same id twice.
     """
+    if adversarial is not None:
+        check_switches(adversarial=adversarial)
     read: Callable[[Mapping[str, Any], str], AttackPrompt | None] | None = None
     prompts: list[AttackPrompt] = []
     unlabelled = 0
     rows = 0
     for place, row in _rows(source):
         if read is None:
-            read = _reader(row, adversarial)
+            read = _reader(row, adversarial, source)
         rows += 1
         if adversarial is not None and _boolean(row.get("adversarial"), "adversarial", place) is not adversarial:
             continue
@@ -109,7 +116,10 @@ def read_prompts(source: Any, *, adversarial: bool | None = None) -> list[Attack
         warnings.warn(
             f"{unlabelled} of {rows} prompts have no `prompt_harm_label` and were left out.", UserWarning, stacklevel=2
         )
-    check_ids(prompts)
+    try:
+        check_ids(prompts)
+    except ValueError as error:
+        raise ValueError(f"`source` is {_name(source)}: {error}") from error
     return prompts
 
 
@@ -128,6 +138,7 @@ def check_ids(prompts: Iterable[AttackPrompt]) -> None:
 def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each record, and how errors call it."""
     if isinstance(source, (str, Path)):
+        check_path("source", source)
         path = Path(source)
         reader = {".jsonl": _jsonl, ".csv": _csv}.get(path.suffix.lower())
         if not path.is_file():
@@ -172,7 +183,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _reader(
-    row: Mapping[str, Any], adversarial: bool | None
+    row: Mapping[str, Any], adversarial: bool | None, source: Any
 ) -> Callable[[Mapping[str, Any], str], AttackPrompt | None]:
     """Which format the columns of the first row are of."""
     for columns, read in FORMATS.items():
@@ -183,7 +194,8 @@ def _reader(
                 )
             return read
     known = "; or ".join(" and ".join(columns) for columns in FORMATS)
-    raise ValueError(f"`source` has the columns {', '.join(map(str, row)) or '(none)'}, but needs {known}.")
+    present = ", ".join(map(str, row)) or "(none)"
+    raise ValueError(f"`source` is {_name(source)}, which has the columns {present}, but needs {known}.")
 
 
 def _own(row: Mapping[str, Any], number: str) -> AttackPrompt:

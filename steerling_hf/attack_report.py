@@ -10,13 +10,61 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .attack_prompts import AttackPrompt
-from .files import check_file, read_artefact, write_whole
+from .attack_prompts import AttackPrompt, check_ids
+from .checks import check_path
+from .files import check_file, check_format, read_artefact, write_json, write_whole
 from .intervals import paired_test, wilson_interval
 from .judges import Judge, Verdict, ask
 from .plots import bar_plot
+from .shapes import COUNT, SCORE, check_derived, check_shape
 
 FORMAT = 1
+RATE = {"count": COUNT, "n": COUNT, "low": SCORE, "high": SCORE}
+QUALITY = {
+    "measure": frozenset({"parse_rate", "pseudo-perplexity"}),
+    "benign": (float, None),
+    "overall": (float, None),
+    "benign_count": COUNT,
+    "overall_count": COUNT,
+}
+SHAPE = {
+    "format": int,
+    "settings": dict,
+    "results": {
+        ...: {
+            "attack_success": RATE,
+            "refusal": (RATE, None),
+            "over_refusal": (RATE, None),
+            "benign_changed": (RATE, None),
+            "p_value": (SCORE, None),
+            "errors": COUNT,
+            "empty": COUNT,
+            "undecided": COUNT,
+            "quality": (QUALITY, None),
+        }
+    },
+    "prompts": [
+        {
+            "text": str,
+            "harmful": bool,
+            "id": str,
+            "target": object,
+            "category": (str, None),
+            "benign_of": (str, None),
+        }
+    ],
+    "answers": {
+        ...: [
+            {
+                "id": str,
+                "answer": (str, None),
+                "written": (str, None),
+                "verdict": ({"success": (bool, None), "refused": (bool, None), "error": (str, None)}, None),
+                "error": (str, None),
+            }
+        ]
+    },
+}
 
 
 class AttackError(ValueError):
@@ -242,11 +290,30 @@ class AttackReport:
         The report of `to_dict`.
 
         Raises:
-            ValueError: It is of another format.
+            ValueError: It is of another format, a value is not what it should be, or prompts and answers do not fit.
         """
-        if values.get("format") != FORMAT:
-            raise ValueError(f"`format` of the report is {values.get('format')!r}, and this version reads {FORMAT}.")
-        prompts = {prompt["id"]: AttackPrompt(**prompt) for prompt in values["prompts"]}
+        check_format(values, FORMAT, "report")
+        check_shape(values, SHAPE, "report", exact=True)
+        read = [AttackPrompt(**prompt) for prompt in values["prompts"]]
+        check_ids(read)
+        prompts = {prompt.id: prompt for prompt in read}
+        if not values["answers"] or values["answers"].keys() != values["results"].keys():
+            raise ValueError(
+                f"`report['answers']` has the conditions {', '.join(values['answers']) or '(none)'}, and `report['results']` "
+                f"{', '.join(values['results']) or '(none)'}; they have the same, one or more."
+            )
+        for name, rows in values["answers"].items():
+            if [row["id"] for row in rows] != list(prompts):
+                raise ValueError(f"`report['answers'][{name!r}]` has not one answer to each prompt, in their order.")
+            for number, row in enumerate(rows):
+                if (row["answer"] is None) != (row["error"] is not None) or (row["written"] is None) != (
+                    row["answer"] is None
+                ):
+                    raise ValueError(
+                        f"`report['answers'][{name!r}][{number}]` needs an `answer` and `written`, or else an `error`."
+                    )
+        if not any(prompt.harmful for prompt in read):
+            raise ValueError("`report['prompts']` has no harmful prompt; rates are over one or more.")
         records = [
             AttackRecord(
                 name,
@@ -264,7 +331,9 @@ class AttackReport:
             for name, result in values["results"].items()
             if result["quality"] is not None
         }
-        return cls(tuple(records), quality, values["settings"])
+        report = cls(tuple(records), quality, values["settings"])
+        check_derived(values["results"], report.to_dict()["results"], "report['results']")
+        return report
 
     def save(self, path: str | os.PathLike) -> Path:
         """
@@ -274,7 +343,7 @@ class AttackReport:
             ValueError: The path does not end in `.json`.
             FileNotFoundError: Its folder does not exist.
         """
-        return write_whole(check_file(path, (".json",)), json.dumps(self.to_dict(), indent=1) + "\n")
+        return write_json(check_file(path, (".json",)), self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> AttackReport:
@@ -285,6 +354,7 @@ class AttackReport:
             FileNotFoundError: There is no such file.
             ValueError: It holds no report.
         """
+        check_path("path", path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"`path` is {str(path)!r}: there is no such file.")
         return read_artefact(Path(path), "report of attacks", cls.from_dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .attack_prompts import AttackPrompt, check_ids
 from .attack_report import AttackError, AttackRecord, AttackReport, TextQuality, describe_judge, judged
 from .chat import chat_inputs
-from .checks import check_positive
+from .checks import check_positive, check_switches, check_tokenizer
 from .fluency import text_fluency
 from .judges import Judge
 from .modeling.lookup_steerling import device_of
@@ -100,6 +100,10 @@ def evaluate_attacks(
         AttackError: Nothing could be generated under a condition; or the judge or `broken` failed, or the judge could say
             nothing at all of the baseline's attacks. Its `report` holds all answers so far.
     """
+    if not hasattr(model, "generate") or not hasattr(model, "config"):
+        raise ValueError(f"`model` is of the type {type(model).__name__}: give a language model of transformers.")
+    check_tokenizer(tokenizer)
+    check_switches(chat=chat, progress=progress)
     given = _prompts(prompts)
     check_positive("batch_size", batch_size)
     check_positive("max_new_tokens", max_new_tokens)
@@ -151,6 +155,8 @@ def evaluate_attacks(
 def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
     if isinstance(prompts, (str, AttackPrompt)):
         raise ValueError("`prompts` is a single prompt: put it into a list.")
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"`prompts` is {prompts!r:.80}: give a list of AttackPrompts or strings.")
     given = []
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, (str, AttackPrompt)):
@@ -159,7 +165,10 @@ def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
     if not any(prompt.harmful for prompt in given):
         found = f"has {len(given)} prompts, but no harmful one" if given else "is empty"
         raise ValueError(f"`prompts` {found}: attack success needs one or more.")
-    check_ids(given)
+    try:
+        check_ids(given)
+    except ValueError as error:
+        raise ValueError(f"`prompts` cannot be told apart: {error}") from error
     harmful = {prompt.id for prompt in given if prompt.harmful}
     for prompt in given:
         if prompt.benign_of is not None and prompt.benign_of not in harmful:
@@ -173,7 +182,7 @@ def _prompts(prompts: Sequence[AttackPrompt | str]) -> list[AttackPrompt]:
 def _check_fluency(model: Any) -> None:
     if getattr(model.config, "mask_token_id", None) is None or not hasattr(model, "compute_logits"):
         raise ValueError("`model` is no Steerling model, so its pseudo-perplexity cannot be measured: give `broken`.")
-    if getattr(model, "_steering", None) is not None:
+    if getattr(model, "attached_operations", ()):
         raise ValueError(
             "`model` is steered, but pseudo-perplexity is that of the unsteered model: give its steering as a condition, or `broken`."
         )
@@ -389,7 +398,7 @@ def _model_name(model: Any) -> str:
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
         return repr(value)
 

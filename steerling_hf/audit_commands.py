@@ -38,7 +38,10 @@ def add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     auditing.add_argument("--token", help=f"the index server's token (default: the environment's {TOKEN})")
     auditing.add_argument("--collection", default="steerling_documents", metavar="NAME", help="(default: %(default)s)")
     auditing.add_argument(
-        "-k", type=int, metavar="N", help="with --index: documents' chunks for each chunk of the answer (default: 5)"
+        "-k",
+        type=int,
+        metavar="N",
+        help="with --index: documents' chunks for each chunk of the answer (default: 5)",
     )
     auditing.add_argument("--fix", action="store_true", help="try remedies against the concept that drove the answer")
     auditing.add_argument("--target", metavar="TEXT", help="with --fix: the answer that you would rather have")

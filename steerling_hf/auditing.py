@@ -12,18 +12,40 @@ from typing import Any
 from .case import Case
 from .catalog import ConceptCatalog
 from .chat import chat_inputs
+from .checks import check_catalog, check_model, check_path, check_switches, check_text, check_tokenizer, short
 from .chunks import Spans, check_by
 from .explaining import explain, explain_text
 from .explanation import Explanation, in_frame
-from .files import check_file, read_artefact, write_whole
+from .files import check_file, check_format, read_artefact, write_json, write_whole
 from .reading import prompt_ids
 from .remedies import Remedy, find_remedies
 from .report import render_report
+from .report.checking import AUDIT as REPORTED
+from .shapes import COUNT, check_derived, check_shape
 from .trace_index import TraceIndex, check_search
 from .trace_results import MEANING, SharedConcept, SourceShare, Trace, TraceHit, sources_of
 
 FORMAT = 1
 ENDINGS = (".html", ".json")
+# What a report shows, and all that it does not.
+SHAPE: dict[str, Any] = {
+    **REPORTED,
+    "format": int,
+    "concepts": [{**REPORTED["concepts"][0], "id": COUNT, "steerable": bool}],
+    "sources": [{**REPORTED["sources"][0], "source": object, "hits": COUNT}],
+    "kinds": [frozenset({"dense", "sparse", "hybrid"})],
+    "hits": [[{**REPORTED["hits"][0][0], "concepts": [{"id": COUNT, "name": (str, None), "part": float}]}]],
+    "remedies": [
+        {
+            **REPORTED["remedies"][0],
+            "kind": frozenset({"suppress", "imitate", "suppress and imitate"}),
+            "concept": COUNT,
+            "recipe": dict,
+            "evidence": {...: float},
+            "operations": [dict],
+        }
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,11 @@ class Audit:
             raise ValueError(
                 "This audit comes from a file, without its model: suggest_fix() needs the one of audit()."
             )
+        if target is not None:
+            check_text("target", target)
+        if accept is not None and not callable(accept):
+            raise ValueError(f"`accept` is {short(accept)}: give a function of a text, or leave it out.")
+        check_switches(progress=progress)
         if target is not None and not target.strip():
             raise ValueError(f"`target` is {target!r}: give the answer that you would rather have, or leave it out.")
         if not self.drivers:
@@ -135,6 +162,8 @@ class Audit:
 
     def with_remedies(self, remedies: Sequence[Remedy]) -> Audit:
         """This audit with remedies to be saved and shown."""
+        if not isinstance(remedies, Sequence) or not all(isinstance(remedy, Remedy) for remedy in remedies):
+            raise ValueError(f"`remedies` is {short(remedies)}: give a list of what `suggest_fix` found.")
         return replace(self, remedies=tuple(remedies))
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,26 +185,35 @@ class Audit:
         The audit of `to_dict`, which cannot answer again.
 
         Raises:
-            ValueError: It is of another format, or no audit.
+            ValueError: It is of another format or no audit, or a value is not what it should be.
         """
+        explanation = Explanation.from_dict(values)
         inner = values.get("audit")
         if inner is None:
             raise ValueError(
                 "This is an explanation and no audit: it has no key 'audit'; Explanation.from_dict reads it."
             )
-        if inner.get("format") != FORMAT:
-            raise ValueError(f"`format` of the audit is {inner.get('format')!r}, and this version reads {FORMAT}.")
-        explanation = Explanation.from_dict(values)
+        check_format(inner, FORMAT, "audit")
+        check_shape(inner, SHAPE, "audit", exact=True)
+        if not len(inner["hits"]) == len(inner["kinds"]) in (0, len(explanation.chunks)):
+            raise ValueError(
+                f"`audit['hits']` has {len(inner['hits'])} lists and `audit['kinds']` {len(inner['kinds'])} names for "
+                f"{len(explanation.chunks)} chunks; there is one of each for each chunk, or none."
+            )
         traces = [
             Trace(chunk.text, kind, hits := tuple(_hit(hit) for hit in found), sources_of(hits))
             for chunk, kind, found in zip(explanation.chunks, inner["kinds"], inner["hits"])
         ]
-        return cls(
+        found = cls(
             explanation,
             tuple(DrivingConcept(**{**concept, "flags": tuple(concept["flags"])}) for concept in inner["concepts"]),
             tuple(traces),
             tuple(Remedy.from_dict(remedy) for remedy in inner["remedies"]),
         )
+        made = found.to_dict()["audit"]
+        for name in ("sources", "remedies"):
+            check_derived(inner[name], made[name], f"audit[{name!r}]")
+        return found
 
     def save(self, path: str | os.PathLike) -> Path:
         """
@@ -191,7 +229,7 @@ class Audit:
         target, values = check_file(path, ENDINGS), self.to_dict()
         if target.suffix == ".html":
             return write_whole(target, render_report(values))
-        return write_whole(target, json.dumps(values, ensure_ascii=False) + "\n")
+        return write_json(target, values)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Audit:
@@ -202,6 +240,7 @@ class Audit:
             FileNotFoundError: There is no such file.
             ValueError: It holds no audit.
         """
+        check_path("path", path)
         source = Path(path)
         if not source.is_file():
             raise FileNotFoundError(f"`path` is {str(path)!r}, where no file is: give one that Audit.save() wrote.")
@@ -246,7 +285,15 @@ def audit(
         ValueError: An argument cannot be used; the answer is empty; the model has steering attached.
         FileNotFoundError: The index was not built.
     """
-    if model._steering is not None:
+    check_model(model)
+    check_tokenizer(tokenizer)
+    check_catalog(catalog)
+    check_switches(inputs=inputs, progress=progress)
+    if index is not None and not callable(getattr(index, "trace", None)):
+        raise ValueError(f"`index` is of the type {type(index).__name__}: give a TraceIndex, or None.")
+    if trace is not None and not isinstance(trace, Mapping):
+        raise ValueError(f"`trace` is {short(trace)}: give a dictionary, or None.")
+    if model.attached_operations:
         raise ValueError(
             "`model` is steered, but concepts are weighed in the unsteered one: take the steering off, and give it as `steering`."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .checks import check_model, check_number, check_positive, check_trace, check_whole, short
 from .input_attribution import InputAttributions
 from .modeling.steering_steerling import SetConcepts
 from .modeling.trace_steerling import SteerlingTrace
@@ -63,6 +64,19 @@ def measure_belief(
     Raises:
         ValueError: A fraction is not between 0 and 1, or there is no target.
     """
+    check_model(model)
+    check_trace(trace)
+    if not isinstance(attributions, InputAttributions):
+        raise ValueError(
+            f"`attributions` is of the type {type(attributions).__name__}: give what attribute_inputs found."
+        )
+    given: Any = fractions
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ValueError(f"`fractions` is {short(fractions)}: give a list of shares between 0 and 1.")
+    for fraction in fractions:
+        check_number("fractions", fraction)
+    check_positive("draws", draws)
+    check_whole("seed", seed, 0, 2**63 - 1)
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(f"`fractions` is {list(fractions)!r}: give shares between 0 and 1.")
     if not len(attributions.positions):

@@ -52,7 +52,9 @@ class Case:
         """
         ids = torch.tensor([list(text)], device=device_of(self.model))
         with reading(self.model):
-            states = self.model.transformer(input_ids=ids, use_cache=False).last_hidden_state[0, start:]
+            states = self.model.transformer(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[
+                0, start:
+            ]
             return self._weights_at(states, concepts)
 
     def _weights_at(self, states: torch.Tensor, concepts: Sequence[int]) -> torch.Tensor:
@@ -104,7 +106,9 @@ class Case:
             seen = ids[:stop].clone()
             seen[start:] = self.model.config.mask_token_id
             yield (
-                self.model.transformer(input_ids=seen[None], use_cache=False).last_hidden_state[0, start:],
+                self.model.transformer(input_ids=seen[None], use_cache=False, return_dict=True).last_hidden_state[
+                    0, start:
+                ],
                 ids[start:stop],
             )
             start = stop

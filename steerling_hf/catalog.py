@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from . import concept_proposals, concept_statistics
-from .checks import check_positive
+from .checks import check_model, check_path, check_positive, check_text, check_tokenizer, check_whole, short
 from .concept_labels import FLAGS, HEADS, Concept, find_labels, read_labels, write_labels
 from .concept_proposals import LabelProposal
 from .concept_search import ConceptIndex
 from .concept_statistics import ActiveConcept, Contrast, TokenScore
+from .files import reading_artefact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,8 +65,15 @@ class ConceptCatalog:
     """
 
     def __init__(self, concepts: Iterable[Concept], n_known: int | None = None, n_unknown: int | None = None):
+        for name, count in (("n_known", n_known), ("n_unknown", n_unknown)):
+            if count is not None:
+                check_whole(name, count, 0)
         self._labels: dict[int, Concept] = {}
+        if not isinstance(concepts, Iterable):
+            raise ValueError(f"`concepts` is {short(concepts)}: give a list of Concepts.")
         for concept in concepts:
+            if not isinstance(concept, Concept):
+                raise ValueError(f"`concepts` has {short(concept)}: give Concepts.")
             if concept.id in self._labels:
                 raise ValueError(f"`concepts` has id {concept.id} twice: {self._labels[concept.id]} and {concept}.")
             self._labels[concept.id] = concept
@@ -94,7 +102,9 @@ class ConceptCatalog:
             ValueError: The file is not what the schema says.
             ImportError: The labels are in parquet, and the extra `concepts` is not installed.
         """
-        return cls(read_labels(find_labels(source, revision)))
+        path = find_labels(source, revision)
+        with reading_artefact(path, "list of concept labels"):
+            return cls(read_labels(path))
 
     @classmethod
     def for_model(cls, model: SteerlingForDiffusionLM, source: str | Path | None = None) -> ConceptCatalog:
@@ -108,6 +118,7 @@ class ConceptCatalog:
             FileNotFoundError: There are no labels.
             ValueError: The labels are another model's, or the model comes from nowhere.
         """
+        check_model(model)
         source = source or model.config._name_or_path
         if not source:
             raise ValueError("`model` was not loaded from anywhere: say in `source` where its labels are.")
@@ -120,6 +131,8 @@ class ConceptCatalog:
         Raises:
             ValueError: The labels are another model's.
         """
+        if not hasattr(config, "n_discovered"):
+            raise ValueError(f"`config` is of the type {type(config).__name__}: give a model's SteerlingConfig.")
         n_unknown = config.n_discovered
         if config.n_concepts != self.n_known or n_unknown < self.n_unknown:
             raise ValueError(
@@ -140,10 +153,12 @@ class ConceptCatalog:
         Raises:
             ValueError: It has another ending.
         """
+        check_path("path", path)
         write_labels((self._labels[i] for i in sorted(self._labels)), Path(path))
 
     def with_labels(self, concepts: Iterable[Concept]) -> ConceptCatalog:
         """This catalog with these labels in place of what it says of their ids."""
+        concepts = list(ConceptCatalog(concepts)._labels.values())
         labels = self._labels | {concept.id: concept for concept in concepts}
         return ConceptCatalog(labels.values(), self.n_known, self.n_unknown)
 
@@ -168,6 +183,8 @@ class ConceptCatalog:
         """
         if isinstance(concept, str):
             return self._named(concept)
+        if isinstance(concept, bool) or not isinstance(concept, (SupportsIndex, Concept)):
+            raise TypeError(f"`concept` is {short(concept)}: give an id, a name or a Concept.")
         index = concept.id if isinstance(concept, Concept) else operator.index(concept)
         if not 0 <= index < len(self):
             raise ConceptNotFoundError(self._no_such_id(index))
@@ -175,6 +192,8 @@ class ConceptCatalog:
 
     def near(self, name: str, limit: int = 5) -> list[Concept]:
         """Concepts whose names look like `name`, best first."""
+        check_text("name", name)
+        check_positive("limit", limit)
         found = get_close_matches(name.casefold(), self._ids_of_name, n=limit)
         inside = (known for known in self._ids_of_name if name.casefold() in known) if name else ()
         names = list(dict.fromkeys([*found, *inside]))
@@ -202,9 +221,11 @@ class ConceptCatalog:
         Raises:
             ValueError: There is no such head, group or flag.
         """
+        if not isinstance(flags, Iterable):
+            raise ValueError(f"`flags` is {short(flags)}: choose from {', '.join(map(repr, FLAGS))}.")
         flags = [flags] if isinstance(flags, str) else list(flags)
         for name, value, choices in [("head", head, HEADS), *(("flags", flag, FLAGS) for flag in flags)]:
-            if value is not None and value not in choices:
+            if (name == "flags" or value is not None) and (not isinstance(value, str) or value not in choices):
                 raise ValueError(f"`{name}` has {value!r}: choose from {', '.join(map(repr, choices))}.")
         groups = None if group is None else self._groups(group)
         return [
@@ -234,6 +255,7 @@ class ConceptCatalog:
             ValueError: See `filter`; `limit` is not 1 or more.
             ImportError: The extra `concepts` is not installed.
         """
+        check_text("query", query)
         check_positive("limit", limit)
         allowed = {concept.id for concept in self.filter(head, group, flags)}
         ranked = [Match(self._concept(i), score) for i, score in self._index.scores(query).items() if i in allowed]
@@ -247,6 +269,7 @@ class ConceptCatalog:
         k: int = 10,
     ) -> list[TokenScore]:
         """The k tokens that a concept promotes most; see `concept_statistics.top_tokens`."""
+        _check_readers(model, tokenizer)
         return concept_statistics.top_tokens(model, tokenizer, self.fit(model.config)[concept], k)
 
     def active_in(
@@ -258,6 +281,7 @@ class ConceptCatalog:
         head: str | None = None,
     ) -> list[list[ActiveConcept]]:
         """The k strongest concepts of each text; see `concept_statistics.active_in`."""
+        _check_readers(model, tokenizer)
         return concept_statistics.active_in(model, tokenizer, self.fit(model.config)._concept, texts, k, head)
 
     def contrast(
@@ -270,6 +294,7 @@ class ConceptCatalog:
         head: str | None = None,
     ) -> list[Contrast]:
         """The k concepts that tell two sets of texts apart best; see `concept_statistics.contrast`."""
+        _check_readers(model, tokenizer)
         concept_of = self.fit(model.config)._concept
         return concept_statistics.contrast(model, tokenizer, concept_of, positive, negative, k, head)
 
@@ -291,6 +316,10 @@ class ConceptCatalog:
         Raises:
             ValueError: One of `concepts` is not a discovered concept.
         """
+        _check_readers(model, tokenizer)
+        check_positive("limit", limit)
+        if concepts is not None and (isinstance(concepts, str) or not isinstance(concepts, Iterable)):
+            raise ValueError(f"`concepts` is {short(concepts)}: give a list of concepts.")
         catalog = self.fit(model.config)
         unnamed = (concept for concept in catalog.filter("unknown") if not concept.name)
         chosen = list(unnamed if concepts is None else (catalog[concept] for concept in concepts))
@@ -344,6 +373,8 @@ class ConceptCatalog:
     def _groups(self, group: int | str) -> set[int]:
         names = {c.group_id: c.group_name for c in self._labels.values() if c.group_id is not None}
         if not isinstance(group, str):
+            if isinstance(group, bool) or not isinstance(group, SupportsIndex):
+                raise ValueError(f"`group` is {short(group)}: give the id or the name of a group.")
             found = {operator.index(group)} & names.keys()
         else:
             found = {i for i, name in names.items() if name.casefold() == group.casefold()}
@@ -351,3 +382,8 @@ class ConceptCatalog:
             return found
         near = get_close_matches(str(group), names.values(), cutoff=0.4) or sorted(set(names.values()))[:5]
         raise ValueError(f"`group` is {group!r}: no group has this id or name; near: {', '.join(map(repr, near))}.")
+
+
+def _check_readers(model: Any, tokenizer: Any) -> None:
+    check_model(model)
+    check_tokenizer(tokenizer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -79,14 +79,21 @@ def check_by(by: str | Spans, start: int = 0, end: int | None = None) -> None:
         if by not in KINDS:
             raise ValueError(f"`by` is {by!r}: choose 'chunk', 'sentence' or a list of spans.")
         return
+    if not isinstance(by, Sequence) or not all(_is_span(span) for span in by):
+        raise ValueError(f"`by` is {by!r:.80}: choose 'chunk', 'sentence' or a list of spans, each of two positions.")
     free = start
-    for first, stop in by:
+    for first, stop in cast(Sequence[tuple[int, int]], by):
         if not free <= first < stop or (end is not None and stop > end):
             raise ValueError(
                 f"`by` has the span ({first}, {stop}): give spans in their order, without overlaps, from position {start} on, "
                 f"where the answer begins (the prompt counts, too)" + (f", to {end}." if end is not None else ".")
             )
         free = stop
+
+
+def _is_span(span: Any) -> bool:
+    pair = isinstance(span, Sequence) and not isinstance(span, str) and len(span) == 2
+    return pair and all(isinstance(place, int) and not isinstance(place, bool) for place in span)
 
 
 def aggregate(

@@ -1,12 +1,12 @@
 """Which concepts stand behind the tokens of a text that exists."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from .checks import check_positive
+from .checks import check_model, check_positive, check_switches, check_tokenizer
 from .modeling.attribution_steerling import SteerlingAttributions, attribute_logits
 from .modeling.lookup_steerling import device_of
 from .modeling.outputs_steerling import SteerlingConcepts
@@ -34,16 +34,21 @@ def attribute_concepts(
     Raises:
         ValueError: A text has no token or too many, or something is no text; or the model has no concept heads.
     """
+    check_model(model)
+    check_tokenizer(tokenizer)
+    check_switches(progress=progress)
     if model.known_head is None:
         raise ValueError(
             "`model` has no concept heads (interpretable=False), so nothing can be attributed to concepts."
         )
     check_positive("batch_size", batch_size)
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, Mapping)):
+        raise ValueError(f"`texts` is {texts!r:.80}: give a text, or a list of texts or of lists of token ids.")
     given = [texts] if isinstance(texts, str) else list(texts)
     if not all(isinstance(text, Iterable) for text in given):
         raise ValueError(f"`texts` is {texts!r:.80}: give a text, or a list of texts or of lists of token ids.")
     encoded = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else [int(i) for i in text]
+        tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else _ids(text)
         for text in given
     ]
     for number, ids in enumerate(encoded):
@@ -60,7 +65,7 @@ def attribute_concepts(
         rows = [torch.tensor(ids, device="cpu") for ids in encoded[start : start + batch_size]]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.config.pad_token_id or 0)
         text = torch.arange(ids.shape[1], device="cpu") < torch.tensor([[len(row)] for row in rows], device="cpu")
-        outputs = model(ids.to(device), attention_mask=text.to(device), output_concepts=True)
+        outputs = model(ids.to(device), attention_mask=text.to(device), output_concepts=True, return_dict=True)
         kept = {
             key: value[text.to(value.device)]
             for key, value in outputs.concepts.items()
@@ -72,6 +77,14 @@ def attribute_concepts(
         found.append(_spread(part, text, longest))
     joined = {key: torch.cat([part[key] for part in found]) for key in (found[0] if found else ())}
     return SteerlingAttributions(**joined)
+
+
+def _ids(given: Iterable[Any]) -> list[int]:
+    ids = given.tolist() if isinstance(given, torch.Tensor) else list(given)
+    for id_ in ids:
+        if isinstance(id_, (bool, str, float)) or not hasattr(id_, "__index__"):
+            raise ValueError(f"`texts` has the token id {id_!r:.80}: give whole numbers.")
+    return [int(id_) for id_ in ids]
 
 
 def _spread(attributions: SteerlingAttributions, text: torch.Tensor, length: int) -> SteerlingAttributions:

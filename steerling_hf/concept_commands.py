@@ -126,7 +126,7 @@ def _labels(options: argparse.Namespace) -> ConceptCatalog:
 
 
 def _name_or_id(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else text
 
 
 def _title(concept: Concept) -> str:
@@ -136,4 +136,7 @@ def _title(concept: Concept) -> str:
 def _lines(path: str) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path!r} is no file: give one with a text on each line.")
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not in UTF-8 ({error}): convert it first.") from error

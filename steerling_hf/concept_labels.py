@@ -1,7 +1,7 @@
 """What people call a concept, and the files that say it: the released checkpoints' parquet table, or the same as JSON."""
 
-import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,14 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from .checkpoints import checkpoint, checkpoint_names
-from .files import check_folder, parquet_library, whole_file, write_whole
+from .checks import check_path, short
+from .files import check_folder, parquet_library, read_artefact, reading_artefact, whole_file, write_json
 
 HEADS = ("known", "unknown")
 FLAGS = ("steerable", "tone", "alignment", "demographic")
 LABEL_FILES = ("concept_labels.parquet", "concept_labels.json")
 RELEASED_LABELS = "guidelabs/steerling"
+LARGEST_ID = 2**31 - 1
 LABELS = "A table of concept labels in parquet"
 
 _TEXT_COLUMNS = ("concept_name", "concept_description", "group_name")
@@ -83,6 +85,7 @@ def find_labels(source: str | Path, revision: str | None = None) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
     """
+    check_path("source", source)
     place = Path(checkpoint(str(source)) if str(source) in checkpoint_names() else source)
     if place.is_file():
         return place
@@ -120,20 +123,20 @@ def read_labels(path: Path) -> list[Concept]:
         path: A `.parquet` file (needs the extra `concepts`) or a `.json` file, which is a list of rows.
 
     Raises:
-        ValueError: It is another kind of file, a column is missing, or a row is not what the schema says.
+        ValueError: It is another kind of file, a column is missing, a row is not what the schema says, or two rows have one
+            id; the message names the file.
     """
     if path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"{path} is no list of rows; write one object for each concept, with {', '.join(COLUMNS)}."
-            )
-    else:
-        _check_suffix(path)
-        parquet = parquet_library(LABELS).parquet
-        present = parquet.read_schema(path).names
-        rows = parquet.read_table(path, columns=[name for name in COLUMNS if name in present]).to_pylist()
-    return [_concept(row, path) for row in rows]
+        return read_artefact(path, "list of concept labels", _concepts)
+    _check_suffix(path)
+    pyarrow = parquet_library(LABELS)
+    with reading_artefact(path, "table of concept labels"):
+        try:
+            present = pyarrow.parquet.read_schema(path).names
+            rows = pyarrow.parquet.read_table(path, columns=[name for name in COLUMNS if name in present]).to_pylist()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"it is no parquet file that can be read ({error}).") from error
+        return _concepts(rows)
 
 
 def write_labels(concepts: Iterable[Concept], path: Path) -> None:
@@ -148,7 +151,7 @@ def write_labels(concepts: Iterable[Concept], path: Path) -> None:
     check_folder(path)
     rows = [_row(concept) for concept in concepts]
     if path.suffix == ".json":
-        write_whole(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, rows, indent=1)
         return
     pyarrow = parquet_library(LABELS)
     kinds = {"concept_id": pyarrow.int64(), "head": pyarrow.string(), "public_group_id": pyarrow.int64()}
@@ -163,25 +166,61 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"`path` is {str(path)!r}: concept labels are kept in .parquet or .json files; choose one.")
 
 
-def _concept(row: dict[str, Any], path: Path) -> Concept:
+def _concepts(rows: Any) -> list[Concept]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"it is no list of rows; write one object for each concept, with {', '.join(COLUMNS)}.")
+    concepts = [_concept(number, row) for number, row in enumerate(rows)]
+    twice = next((id_ for id_, count in Counter(concept.id for concept in concepts).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"two rows have the `concept_id` {twice}; leave one of them out.")
+    return concepts
+
+
+def _concept(number: int, row: dict[str, Any]) -> Concept:
     missing = [name for name in COLUMNS if name not in row]
     if missing:
-        raise ValueError(f"{path}: the row {row!r} lacks {', '.join(missing)}; every row has {', '.join(COLUMNS)}.")
+        raise ValueError(f"row {number} lacks {', '.join(missing)}; every row has {', '.join(COLUMNS)}.")
+    place = f"of row {number}"
     if row["head"] not in HEADS:
-        raise ValueError(f"{path}: concept {row['concept_id']} has the head {row['head']!r}; write one of {HEADS}.")
-    group = row["public_group_id"]
+        raise ValueError(f"`head` {place} is {short(row['head'])}; write one of {', '.join(map(repr, HEADS))}.")
     # Tables that pandas wrote have NaN where nothing is; nano's has -1.
-    ungrouped = group is None or math.isnan(group) or group < 0
-    name, description, group_name = (row[column] or "" for column in _TEXT_COLUMNS)
-    return Concept(
-        id=int(row["concept_id"]),
-        head=row["head"],
-        name=name,
-        description=description,
-        group_id=None if ungrouped else int(group),
-        group_name=group_name,
-        **{column: bool(row[column]) for column in _FLAG_COLUMNS},
+    group = (
+        None if _is_nothing(row["public_group_id"]) else _whole(row["public_group_id"], f"`public_group_id` {place}")
     )
+    texts = {}
+    for column in _TEXT_COLUMNS:
+        texts[column] = "" if _is_nothing(row[column]) else row[column]
+        if not isinstance(texts[column], str):
+            raise ValueError(f"`{column}` {place} is {short(row[column])}; write a text, or null.")
+    flags = {}
+    for column in _FLAG_COLUMNS:
+        flags[column] = False if _is_nothing(row[column]) else row[column]
+        if not isinstance(flags[column], (bool, int)) or flags[column] not in (0, 1):
+            raise ValueError(f"`{column}` {place} is {short(row[column])}; write true or false.")
+    id_ = _whole(row["concept_id"], f"`concept_id` {place}")
+    if id_ < 0:
+        raise ValueError(f"`concept_id` {place} is {id_}; ids count from 0.")
+    return Concept(
+        id=id_,
+        head=row["head"],
+        name=texts["concept_name"],
+        description=texts["concept_description"],
+        group_id=None if group is None or group < 0 else group,
+        group_name=texts["group_name"],
+        **{column: bool(value) for column, value in flags.items()},
+    )
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _whole(value: Any, place: str) -> int:
+    """A whole number, which pandas may have written with a decimal point."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST_ID
+    if not good or value != int(value):
+        raise ValueError(f"{place} is {short(value)}; write a whole number up to {LARGEST_ID:,}.")
+    return int(value)
 
 
 def _row(concept: Concept) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def heads_of(model: SteerlingForDiffusionLM, head: str | None = None) -> dict[st
         heads["unknown"] = (model.unknown_head, model.config.n_concepts)
     if head is None:
         return heads
-    if head not in heads:
+    if not isinstance(head, str) or head not in heads:
         raise ValueError(
             f"`head` is {head!r}, which `model` does not have; choose one of {', '.join(heads)}, or None."
         )
@@ -171,7 +171,7 @@ def token_ids(
     Raises:
         ValueError: There are no texts, or one has no tokens or more than the model's context holds.
     """
-    if isinstance(texts, str):
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a list of texts, each of them a string.")
     if not texts:
         raise ValueError(f"`{name}` is empty: give one text or more.")

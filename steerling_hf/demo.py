@@ -41,7 +41,7 @@ def chunk_concepts(model: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, di
         For each chunk its token ids and the known concepts by id, strongest first. The strength of a concept in a chunk
         is its highest weight over the chunk's tokens, since a token cannot see what stands in later blocks.
     """
-    concepts = model(ids[None], output_concepts=True).concepts
+    concepts = model(ids[None], output_concepts=True, return_dict=True).concepts
     chunks = []
     start = 0
     ends = [i + 1 for i in range(len(ids)) if ids[i] == model.config.endofchunk_token_id] + [len(ids)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from tqdm import tqdm
 
-from .checks import check_positive
+from .checks import check_choice, check_model, check_positive, check_switches, check_tokenizer, check_whole
 from .concept_statistics import heads_of
 from .reading import HEAD_POSITIONS, encode_texts, hidden_states_of, reading
 
@@ -61,6 +61,8 @@ class ConceptVectors:
         Raises:
             ValueError: `other` has another number of concepts, and so is of another model.
         """
+        if not isinstance(other, ConceptVectors):
+            raise ValueError(f"`other` is of the type {type(other).__name__}: give ConceptVectors.")
         if self.size != other.size:
             raise ValueError(
                 f"`other` is over {other.size} concepts, these vectors over {self.size}: compare texts read by one model."
@@ -139,9 +141,10 @@ def embed(
         ValueError: There is no such kind or pooling, or not in this model; a text has no tokens, or more than the model's
             context while no `max_length` is given; a number is not 1 or more.
     """
-    for name, value, choices in (("kind", kind, KINDS), ("pooling", pooling, tuple(POOLING))):
-        if value not in choices:
-            raise ValueError(f"`{name}` is {value!r}: choose from {', '.join(map(repr, choices))}.")
+    check_model(model)
+    check_choice("kind", kind, KINDS)
+    check_choice("pooling", pooling, tuple(POOLING))
+    check_switches(normalize=normalize, progress=progress)
     if kind in ("known", "unknown") and model.known_head is None:
         raise ValueError(
             f"`kind` is {kind!r}, but `model` has no concept heads (interpretable=False): choose 'hidden' or 'composed'."
@@ -189,6 +192,10 @@ def concept_vectors(
         ValueError: The model has no concept heads; both numbers of concepts are 0, or one is negative; a text has no
             tokens, or more than the model's context while no `max_length` is given.
     """
+    check_model(model)
+    check_switches(progress=progress)
+    check_whole("top_known", top_known)
+    check_whole("top_unknown", top_unknown)
     tops = {"known": top_known, "unknown": top_unknown}
     heads = heads_of(model)
     if min(tops.values()) < 0 or not any(tops[name] for name in heads):
@@ -246,6 +253,7 @@ def rows_of(
     max_length: int | None,
 ) -> list[list[int]]:
     """Tokens of each text, once all arguments are in order."""
+    check_tokenizer(tokenizer)
     check_positive("batch_size", batch_size)
     longest = model.config.block_size
     if max_length is not None:

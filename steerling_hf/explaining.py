@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from .belief import measure_belief
+from .checks import check_catalog, check_model, check_switches, check_tokenizer, check_whole, short
 from .chunks import Spans, aggregate, check_by, split
 from .concept_attribution import attribute_concepts
 from .explanation import AnswerToken, Chunk, ConceptShare, Explanation, PromptToken
@@ -57,6 +59,8 @@ def explain(
         ValueError: An argument cannot be used.
         ImportError: captum is not installed, and `inputs` are wanted.
     """
+    _check_parts(model, tokenizer, catalog)
+    check_switches(inputs=inputs, belief=belief, progress=progress)
     catalog = _fitted(catalog, model)
     _check_inputs(model, inputs, belief, attribution)
     given = prompt_ids(tokenizer, prompt)
@@ -70,7 +74,11 @@ def explain(
     fixed = {"return_dict_in_generate": True, "output_attributions": True, "output_scores": True}
     ids = torch.tensor([given], device=device_of(model))
     output = model.generate(ids, **{"tokenizer": tokenizer, **generation, **fixed})
-    settings = {key: value for key, value in generation.items() if isinstance(value, (int, float, str, bool))}
+    settings = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in generation.items()
+        if isinstance(value, (int, float, str, bool))
+    }
     return explain_output(
         model,
         tokenizer,
@@ -107,6 +115,12 @@ def explain_output(
         ValueError: The output has no attributions, or no such row; or an argument cannot be used.
         ImportError: captum is not installed, and `inputs` are wanted.
     """
+    _check_parts(model, tokenizer, catalog)
+    check_switches(inputs=inputs, belief=belief, progress=progress)
+    check_whole("row", row)
+    check_by(by)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"`settings` is {short(settings)}: give a dictionary, or None.")
     catalog = _fitted(catalog, model)
     _check_inputs(model, inputs, belief, attribution)
     if getattr(output, "attributions", None) is None:
@@ -163,6 +177,12 @@ def explain_text(
     Raises:
         ValueError: The answer is empty, both are longer than the context, or the model has no concept heads.
     """
+    _check_parts(model, tokenizer, catalog)
+    for name, part in (("prompt", prompt), ("answer", answer)):
+        if not isinstance(part, str):
+            whole = isinstance(part, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in part)
+            if not whole or isinstance(part, bytes) or not all(0 <= i < model.config.vocab_size for i in part):
+                raise ValueError(f"`{name}` is {short(part)}: give a text, or a list of token ids.")
     given, said = (
         tokenizer(part, add_special_tokens=False)["input_ids"] if isinstance(part, str) else list(part)
         for part in (prompt, answer)
@@ -179,14 +199,13 @@ def explain_text(
         attribute_concepts(model, tokenizer, [tokens]),
         steps=[None] * len(tokens),
     )
-    attached = () if model._steering is None else model._steering.builders
     return Explanation(
         prompt=written.prompt(),
         answer=written.answer(),
         chunks=written.chunks(model, written.spans(model, by), catalog),
         model=_identity(model),
         generation={"seed": None, "settings": {}},
-        steering=[builder.operation.to_dict() for builder in attached],
+        steering=[operation.to_dict() for operation in model.attached_operations],
     )
 
 
@@ -285,6 +304,12 @@ class _Row:
         )
 
 
+def _check_parts(model: Any, tokenizer: Any, catalog: Any) -> None:
+    check_model(model)
+    check_tokenizer(tokenizer)
+    check_catalog(catalog)
+
+
 def _fitted(catalog: Any, model: Any) -> Any:
     return None if catalog is None else catalog.fit(model.config)
 
@@ -299,9 +324,10 @@ def _check_gaps(where: str, gaps: bool) -> None:
 
 def _check_inputs(model: Any, inputs: bool, belief: bool, attribution: Mapping[str, Any] | None) -> None:
     """Before an answer is generated that could not be explained."""
+    if attribution is not None and not isinstance(attribution, Mapping):
+        raise ValueError(f"`attribution` is {short(attribution)}: give a dictionary, or None.")
     settings = dict(attribution or {})
-    settings.pop("memory_budget", None)
-    unknown = sorted(settings.keys() - {"n_steps", "method"})
+    unknown = sorted(map(str, settings.keys() - {"n_steps", "method", "memory_budget"}))
     if unknown:
         raise ValueError(f"`attribution` has {unknown[0]!r}: choose from 'n_steps', 'method' and 'memory_budget'.")
     if inputs:

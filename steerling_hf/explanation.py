@@ -7,16 +7,54 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .files import check_file, parquet_library, whole_file, write_whole
+from .checks import check_path
+from .files import (
+    check_file,
+    check_format,
+    parquet_library,
+    parse_json,
+    reading_artefact,
+    whole_file,
+    write_json,
+    write_whole,
+)
 from .modeling.trace_steerling import SteerlingTrace
+from .operations import read_operations
 from .report import render_report
+from .report.checking import SHAPE as REPORTED
+from .report.checking import TOKEN, check_chunks
+from .shapes import COUNT, check_shape
 
 FORMAT = 1
 ENDINGS = (".html", ".json", ".parquet")
 PARQUET_KEY = b"steerling_explanation"
+TRACE = {
+    "tokens": [COUNT],
+    "step_map": [int],
+    "prompt_length": COUNT,
+    "length": COUNT,
+    "grid": COUNT,
+    "mask_token": COUNT,
+    "align_blocks": bool,
+    "guidance_scale": (float, None),
+    "seed": (int, None),
+    "steering": [{"operation": str, ...: object}],
+    "attached": [{"operation": str, ...: object}],
+}
+# What a report shows, and all that it does not.
+SHAPE: dict[str, Any] = {
+    **REPORTED,
+    "model": {...: (str, None)},
+    "steering": [{"operation": str, ...: object}],
+    "prompt": [{**TOKEN, "id": COUNT}],
+    "answer": [{**REPORTED["answer"][0], "id": COUNT, "position": COUNT, "step": (COUNT, None)}],
+    "trace?": (TRACE, None),
+    "audit?": object,
+}
 
 
 @dataclass(frozen=True)
@@ -133,12 +171,13 @@ class Explanation:
         The explanation of `to_dict`.
 
         Raises:
-            ValueError: It is of another format.
+            ValueError: It is of another format, or a value is not what it should be; the message names its place.
         """
-        if values.get("format") != FORMAT:
-            raise ValueError(
-                f"`format` of the explanation is {values.get('format')!r}, and this version reads {FORMAT}."
-            )
+        check_format(values, FORMAT, "explanation")
+        check_shape(values, SHAPE, "explanation", exact=True)
+        check_chunks(dict(values))
+        _check_positions([token["position"] for token in values["answer"]])
+        read_operations(values["steering"], "explanation['steering']")
         chunks = []
         for chunk in values["chunks"]:
             concepts = tuple(ConceptShare(**concept) for concept in chunk["concepts"])
@@ -148,7 +187,7 @@ class Explanation:
             tuple(PromptToken(**token) for token in values["prompt"]),
             tuple(AnswerToken(**token) for token in values["answer"]),
             tuple(chunks),
-            trace=None if values.get("trace") is None else SteerlingTrace.from_dict(values["trace"]),
+            trace=None if values.get("trace") is None else _read_trace(values["trace"]),
             **{name: values[name] for name in ("metrics", "model", "generation", "steering")},
         )
 
@@ -183,7 +222,7 @@ class Explanation:
             return self._save_parquet(target)
         if target.suffix == ".html":
             return write_whole(target, render_report(self.to_dict()))
-        return write_whole(target, json.dumps(self.to_dict(), ensure_ascii=False) + "\n")
+        return write_json(target, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Explanation:
@@ -194,21 +233,20 @@ class Explanation:
             FileNotFoundError: There is no such file.
             ValueError: It holds no explanation.
         """
+        check_path("path", path)
         source = Path(path)
         if not source.is_file():
             raise FileNotFoundError(
                 f"`path` is {str(path)!r}, where no file is: give one that Explanation.save() wrote."
             )
-        try:
+        with reading_artefact(source, "explanation"):
             content = _read_parquet(source) if source.suffix == ".parquet" else source.read_bytes()
-            return cls.from_dict(json.loads(content))
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(source)!r} holds no explanation: {error!r}.") from error
+            return cls.from_dict(parse_json(content))
 
     def _save_parquet(self, target: Path) -> Path:
         pyarrow = _parquet_library()
         table = pyarrow.Table.from_pylist(self.rows())
-        content = json.dumps(self.to_dict(), ensure_ascii=False).encode()
+        content = json.dumps(self.to_dict(), allow_nan=False).encode()
         with whole_file(target) as whole:
             pyarrow.parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: content}), whole)
         return target
@@ -238,10 +276,40 @@ def _parquet_library() -> Any:
 def in_frame(page: str, title: str) -> str:
     """A page inside another one, as a notebook shows it."""
     source = html.escape(page, quote=True)
-    return f'<iframe srcdoc="{source}" style="width: 100%; height: 48rem; border: 0" title="{title}"></iframe>'
+    # Its own scripts may run, in an origin of their own: they cannot reach the notebook, its cookies or its kernel.
+    return f'<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" srcdoc="{source}" style="width: 100%; height: 48rem; border: 0" title="{title}"></iframe>'
 
 
 def _read_parquet(source: Path) -> bytes:
     pyarrow = _parquet_library()
-    metadata = pyarrow.parquet.read_schema(source).metadata or {}
+    try:
+        metadata = pyarrow.parquet.read_schema(source).metadata or {}
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"it is no parquet file ({error}).") from error
+    if PARQUET_KEY not in metadata:
+        raise ValueError("it is a table without the metadata that Explanation.save() writes.")
     return metadata[PARQUET_KEY]
+
+
+def _check_positions(positions: Sequence[int]) -> None:
+    if any(left >= right for left, right in pairwise(positions)):
+        raise ValueError("`explanation['answer']` has positions that do not rise from token to token.")
+
+
+def _read_trace(values: Mapping[str, Any]) -> SteerlingTrace:
+    tokens, step_map = values["tokens"], values["step_map"]
+    if len(step_map) != len(tokens) or not values["prompt_length"] <= values["length"] <= len(tokens):
+        raise ValueError(
+            f"`explanation['trace']` has {len(tokens)} tokens, {len(step_map)} steps, a prompt of {values['prompt_length']} and a "
+            f"text of {values['length']}, which do not fit together."
+        )
+    if min(step_map, default=0) < -1 or max(step_map, default=0) > len(tokens):
+        raise ValueError(
+            f"`explanation['trace']['step_map']` has steps from {min(step_map)} to {max(step_map)}; -1 to {len(tokens)} are "
+            "possible."
+        )
+    if values["grid"] < 1:
+        raise ValueError("`explanation['trace']['grid']` is 0; an attention block has 1 position or more.")
+    for name in ("steering", "attached"):
+        read_operations(values[name], f"explanation['trace'][{name!r}]")
+    return SteerlingTrace.from_dict(values)

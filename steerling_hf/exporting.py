@@ -4,6 +4,7 @@ Writes a checkpoint as a flat folder in the form of a Hub repository: code, conf
 What it writes loads with `trust_remote_code=True` where this package is not installed.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -15,10 +16,13 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import modeling, tokenization
-from .card import EVALUATION_FILE, default_repo_id, render_card
+from .card import EVALUATION_FILE, check_repo_id, default_repo_id, read_evaluation, render_card
 from .checkpoints import checkpoint, checkpoint_names
+from .checks import check_path, check_switches
 from .concept_labels import LABEL_FILES
+from .files import write_whole
 from .isolation import run_isolated
+from .links import check_links
 from .modeling.configuration_steerling import SteerlingConfig
 from .modeling.generation_config_steerling import SteerlingGenerationConfig
 from .registration import OLDER_MODEL_TYPE
@@ -27,7 +31,7 @@ from .weights import check_shapes, find_weights, read_shapes
 
 AUTO_MAP = {
     "AutoConfig": "configuration_steerling.SteerlingConfig",
-    "AutoModel": "modeling_steerling.SteerlingForDiffusionLM",
+    "AutoModel": "modeling_steerling.SteerlingAutoModel",
     "AutoModelForCausalLM": "modeling_steerling.SteerlingForDiffusionLM",
     "AutoModelForMaskedLM": "modeling_steerling.SteerlingForDiffusionLM",
 }
@@ -91,9 +95,13 @@ def export(
         FileExistsError: `folder` exists.
         FileNotFoundError: The source, its configuration, a shard, or the folder's parent is missing.
         PermissionError: The folder's parent cannot be written to.
-        ValueError: The source is no Steerling checkpoint, or its weights, tokenizer and configuration do not agree.
+        ValueError: The source is no Steerling checkpoint; its weights, tokenizer and configuration do not agree; one of its
+            files is a link that leaves its folder (see `links`); or `repo_id` is no name of a repository.
+        TypeError: `source`, `folder` or `weights` is no path.
         RuntimeError: The check failed.
     """
+    _check_arguments(source, folder, weights, repo_id)
+    check_switches(copy=copy, check=check)
     target = Path(folder).absolute()
     _check_target(target)
     found = _from_model(source) if isinstance(source, PreTrainedModel) else _from_folder(source, weights)
@@ -115,6 +123,16 @@ def export(
     return target
 
 
+def _check_arguments(source: Any, folder: Any, weights: Any, repo_id: Any) -> None:
+    check_path("folder", folder)
+    if not isinstance(source, PreTrainedModel):
+        check_path("source", source)
+    if weights is not None:
+        check_path("weights", weights)
+    if repo_id is not None:
+        check_repo_id(repo_id)
+
+
 def _check_target(target: Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(f"`folder` is {str(target)!r}, which exists; choose another name or remove it first.")
@@ -129,25 +147,33 @@ def _from_model(model: PreTrainedModel) -> _Checkpoint:
         raise ValueError(f"`source` is a {type(model).__name__}; only Steerling models can be exported.")
     config = SteerlingConfig.from_dict(model.config.to_dict())
     config.dtype = model.dtype
-    return _Checkpoint(config, model.generation_config, _tokenizer_by_ids(config), [], model=model)
+    if config.name_or_path and Path(config.name_or_path).is_dir():
+        check_links(Path(config.name_or_path))
+    ends = _with_all_ends(model.generation_config, config)
+    return _Checkpoint(config, ends, _tokenizer_by_ids(config), [], model=model)
 
 
 def _from_folder(source: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> _Checkpoint:
     ours = os.fspath(source) in checkpoint_names()
     folder = Path(checkpoint(os.fspath(source)) if ours else source)
     config = _read_config(folder)
+    check_links(folder)
     if ours or (folder / SteerlingTokenizer.vocab_files_names["vocab_file"]).is_file():
         tokenizer = SteerlingTokenizer.from_pretrained(folder)
     else:  # The released folders' own tokenizer has no vocabulary file, so ours with the same ids takes its place.
         tokenizer = _tokenizer_by_ids(config)
 
     weights_folder = Path(weights) if weights is not None else folder
+    if weights_folder is not folder:
+        check_links(weights_folder)
     if weights is None and ours and not any(folder.glob("*.safetensors")):
         files = []  # The released checkpoints are here in JSON only: an export of code and configuration.
     else:
         files = find_weights(weights_folder)
         check_shapes(read_shapes(files), config, weights_folder)
-    return _Checkpoint(config, _read_generation_config(folder, config), tokenizer, files, folder=folder)
+    read_evaluation(folder)
+    ends = _with_all_ends(_read_generation_config(folder, config), config)
+    return _Checkpoint(config, ends, tokenizer, files, folder=folder)
 
 
 def _read_config(folder: Path) -> SteerlingConfig:
@@ -173,6 +199,17 @@ def _read_generation_config(folder: Path, config: SteerlingConfig) -> Generation
         if candidate is not None and (candidate / "generation_config.json").is_file():
             return SteerlingGenerationConfig.from_pretrained(candidate)
     return SteerlingGenerationConfig.from_model_config(config)
+
+
+def _with_all_ends(generation_config: GenerationConfig, config: SteerlingConfig) -> GenerationConfig:
+    """A copy in which rows that end at all end with a text as well: Trainer adds the tokenizer's end otherwise, and warns."""
+    ends = generation_config.eos_token_id
+    if ends is None:
+        return generation_config
+    ends = ends if isinstance(ends, list) else [ends]
+    found = copy.deepcopy(generation_config)
+    found.eos_token_id = [*ends, *(token for token in config.eos_token_ids if token not in ends)]
+    return found
 
 
 def _ours_by_ids(config: SteerlingConfig) -> Path | None:
@@ -253,8 +290,7 @@ def _write_rest(
         if origin is not None and (origin / name_of_file).is_file():
             shutil.copyfile(origin / name_of_file, staging / name_of_file)
     chats = bool(tokenizer.chat_template)
-    card = render_card(found.config, repo_id, name, chats, found.folder)
-    (staging / "README.md").write_text(card, encoding="utf-8")
+    write_whole(staging / "README.md", render_card(found.config, repo_id, name, chats, found.folder))
 
 
 def _update_json(path: Path, **values: Any) -> None:

@@ -22,7 +22,7 @@ def text_fluency(model: Any, ids: torch.Tensor, written: torch.Tensor) -> float:
         hidden = written.eq(1) & (places % FOLDS == fold)
         if hidden.any():
             masked = ids.masked_fill(hidden, model.config.mask_token_id)
-            states = model.transformer(masked, attended, use_cache=False).last_hidden_state
+            states = model.transformer(masked, attended, use_cache=False, return_dict=True).last_hidden_state
             scores = model.compute_logits(states[hidden.to(states.device)]).float().log_softmax(-1).to(ids.device)
             total += float(scores.gather(-1, ids[hidden][:, None]).sum())
             count += int(hidden.sum())

@@ -1,12 +1,14 @@
 """Which input tokens caused a decided token, or switched a concept on: integrated gradients from the mask embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from .checks import check_model, check_number, check_switches, check_trace, check_whole, short
 from .modeling.lookup_steerling import split_concepts
 from .modeling.steering_steerling import SetConcepts
 from .modeling.trace_steerling import SteerlingTrace
@@ -119,9 +121,14 @@ def attribute_inputs(
         ValueError: An argument cannot be used; raised before any work.
         ImportError: captum is not installed.
     """
-    check_settings(n_steps, method)
+    check_settings(n_steps, method, memory_budget)
+    check_model(model)
     check_differentiable(model)
-    targets = trace.decided.tolist() if positions is None else [int(position) for position in positions]
+    check_trace(trace)
+    check_switches(progress=progress)
+    if concept is not None:
+        check_whole("concept", concept)
+    targets = trace.decided.tolist() if positions is None else _checked_positions(positions)
     if concept is not None:
         SetConcepts([concept], value=1.0).check(model.config)  # knows which concepts there are
     chosen = [] if concept is None else split_concepts(model, [concept])
@@ -147,7 +154,18 @@ def attribute_inputs(
     return InputAttributions(torch.tensor(targets, device="cpu"), scores, values, baselines, trace.prompt_length)
 
 
-def check_settings(n_steps: int = N_STEPS, method: str = "adaptive") -> None:
+def _checked_positions(positions: Any) -> list[int]:
+    given = positions.tolist() if isinstance(positions, torch.Tensor) else positions
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ValueError(f"`positions` is {short(positions)}: give a list of positions.")
+    found = list(given)
+    for position in found:
+        if isinstance(position, bool) or not isinstance(position, Integral):
+            raise ValueError(f"`positions` has {short(position)}: give whole numbers.")
+    return [int(position) for position in found]
+
+
+def check_settings(n_steps: int = N_STEPS, method: str = "adaptive", memory_budget: int = 1) -> None:
     """
     What can be said of the settings of `attribute_inputs` before there is a trace.
 
@@ -155,9 +173,10 @@ def check_settings(n_steps: int = N_STEPS, method: str = "adaptive") -> None:
         ValueError: One cannot be used.
         ImportError: captum is not installed.
     """
-    if not isinstance(n_steps, int) or n_steps < 1:
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
         raise ValueError(f"`n_steps` is {n_steps!r}: choose a whole number of 1 or more.")
-    if method not in METHODS:
+    check_number("memory_budget", memory_budget, 0)
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` is {method!r}: choose one of {', '.join(map(repr, METHODS))}.")
     if method == "adaptive" and n_steps % POINTS_PER_SEGMENT:
         raise ValueError(

@@ -145,7 +145,7 @@ class InstructJudge:
         from transformers import AutoModelForCausalLM
 
         check_positive("batch_size", batch_size)
-        if not isinstance(format, JudgeFormat) and format not in FORMATS:
+        if not isinstance(format, JudgeFormat) and (not isinstance(format, str) or format not in FORMATS):
             raise ValueError(
                 f"`format` is {format!r}: choose from {', '.join(map(repr, FORMATS))}, or give a JudgeFormat."
             )
@@ -205,6 +205,10 @@ def ask(judge: Judge, prompts: Sequence[AttackPrompt], answers: Sequence[str]) -
 def _rule(name: str, rule: Patterns | Rule) -> Rule:
     if callable(rule):
         return rule
+    if not isinstance(rule, Iterable) and not isinstance(rule, re.Pattern):
+        raise ValueError(
+            f"`{name}` is {rule!r:.80}: give a regular expression or more, or a function of prompt and answer."
+        )
     given = [rule] if isinstance(rule, (str, re.Pattern)) else list(rule)
     if not given:
         raise ValueError(f"`{name}` is empty: give a regular expression or more, or a function of prompt and answer.")
@@ -230,6 +234,8 @@ def _load(name_or_model: Any, tokenizer: Any, auto_class: Any) -> tuple[Any, Any
 
 
 def _labels(name: str, labels: str | Sequence[str], config: Any) -> set[str]:
+    if not isinstance(labels, Iterable) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"`{name}` is {labels!r:.80}: give the names of labels.")
     chosen = {labels} if isinstance(labels, str) else set(labels)
     known = set(config.id2label.values())
     if len(known) < 2:

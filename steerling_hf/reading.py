@@ -8,22 +8,10 @@ import torch
 
 from .chat import chat_inputs
 from .modeling.lookup_steerling import device_of
+from .modes import evaluating
 
 # Positions that pass through a concept head at once.
 HEAD_POSITIONS = 1024
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, for as long as this context lasts."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
@@ -37,7 +25,7 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 def encode_texts(
     model: Any,
     tokenizer: Any,
-    texts: Iterable[str],
+    texts: Any,
     max_length: int | None = None,
     name: str = "texts",
     remedy: str = "split the text",
@@ -54,6 +42,8 @@ def encode_texts(
     Raises:
         ValueError: Something is no text, has no tokens, or has more than the context holds while no `max_length` is given.
     """
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
     texts = list(texts)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` is {texts!r:.80}: give a string or a list of strings.")
@@ -87,7 +77,10 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
     elif isinstance(prompt, Mapping):
         ids = prompt.get("input_ids")
     elif isinstance(prompt, Sequence) and prompt and all(isinstance(part, Mapping) for part in prompt):
-        ids = chat_inputs(tokenizer, prompt)["input_ids"]
+        try:
+            ids = chat_inputs(tokenizer, prompt)["input_ids"]
+        except ValueError as error:
+            raise ValueError(f"`prompt` is no chat that can be answered: {error}") from error
     else:
         ids = prompt
     refusal = f"`prompt` is {prompt!r:.80}: give one text, token ids, what a tokenizer returns, or messages."
@@ -113,7 +106,8 @@ def hidden_states_of(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     # Padding is masked and its states are dropped, so it may hold any token.
     padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
     real = torch.arange(width, device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-    states = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False).last_hidden_state
+    outputs = model.transformer(input_ids=padded, attention_mask=real.long(), use_cache=False, return_dict=True)
+    states = outputs.last_hidden_state
     return states[real.to(states.device)]
 
 

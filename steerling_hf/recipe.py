@@ -7,13 +7,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .files import check_folder, read_artefact, write_whole
+from .card import check_repo_id
+from .checks import check_path
+from .files import check_folder, check_format, read_artefact, write_json
 from .fingerprint import concept_fingerprint
 from .modeling.steered_steerling import flatten_operations
-from .modeling.steering_steerling import Operation, operation_from_dict
+from .modeling.steering_steerling import Operation
+from .operations import read_operations
+from .shapes import check_shape
 
 FILE_NAME = "steering_recipe.json"
 FORMAT = 1
+SHAPE = {
+    "format": int,
+    "description?": str,
+    "operations": [{"operation": str, ...: object}],
+    "concepts?": {...: str},
+    "fingerprint?": (str, None),
+    "model?": (str, None),
+    "revision?": (str, None),
+    "effect?": {...: float},
+}
 
 
 @dataclass(frozen=True)
@@ -105,18 +119,21 @@ class SteeringRecipe:
         The recipe of `to_dict`.
 
         Raises:
-            ValueError: It is of another format, or an operation is wrong.
+            ValueError: It is of another format, a value is not what it should be, or an operation fits no model.
         """
-        if values.get("format") != FORMAT:
-            raise ValueError(f"`format` of the recipe is {values.get('format')!r}, and this version reads {FORMAT}.")
+        check_format(values, FORMAT, "recipe")
+        check_shape(values, SHAPE, "recipe", exact=True)
         known = {
             key: values[key] for key in ("fingerprint", "model", "revision", "effect", "description") if key in values
         }
-        return cls(
-            tuple(operation_from_dict(operation) for operation in values["operations"]),
-            {int(concept): name for concept, name in values.get("concepts", {}).items()},
-            **known,
-        )
+        concepts = {}
+        for concept, name in values.get("concepts", {}).items():
+            if not concept.isdecimal() or str(int(concept)) != concept:
+                raise ValueError(
+                    f"`recipe['concepts']` has {concept!r}, which is no concept's id; write a whole number."
+                )
+            concepts[int(concept)] = name
+        return cls(read_operations(values["operations"], "recipe['operations']"), concepts, **known)
 
     def save(self, path: str | os.PathLike) -> Path:
         """
@@ -125,8 +142,9 @@ class SteeringRecipe:
         Raises:
             FileNotFoundError: The file's folder does not exist.
         """
+        check_path("path", path)
         target = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        return write_whole(check_folder(target), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return write_json(check_folder(target), self.to_dict(), indent=2)
 
     @classmethod
     def load(cls, source: str | os.PathLike, revision: str | None = None) -> "SteeringRecipe":
@@ -141,6 +159,7 @@ class SteeringRecipe:
             FileNotFoundError: There is none.
             ValueError: The file holds no recipe.
         """
+        check_path("source", source)
         path = Path(source) / FILE_NAME if Path(source).is_dir() else Path(source)
         if not path.is_file():
             path = _download(str(source), revision)
@@ -156,7 +175,11 @@ class SteeringRecipe:
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ValueError: `repo_id` is no name of a repository.
         """
+        check_repo_id(repo_id)
         from huggingface_hub import HfApi
 
         api = HfApi(token=options.get("token"))

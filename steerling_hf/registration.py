@@ -10,12 +10,16 @@ from transformers import (
 )
 
 from .modeling.configuration_steerling import SteerlingConfig
-from .modeling.modeling_steerling import SteerlingForDiffusionLM
+from .modeling.modeling_steerling import SteerlingAutoModel, SteerlingForDiffusionLM
 from .tokenization.tokenization_steerling import SteerlingTokenizer
 
 OLDER_MODEL_TYPE = "causal_diffusion"  # what conversions said that nest the concept keys
 
-MODEL_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM)
+MODEL_CLASSES = {
+    AutoModel: SteerlingAutoModel,
+    AutoModelForCausalLM: SteerlingForDiffusionLM,
+    AutoModelForMaskedLM: SteerlingForDiffusionLM,
+}
 
 
 def register() -> None:
@@ -28,8 +32,8 @@ def register() -> None:
     AutoConfig.register(SteerlingConfig.model_type, SteerlingConfig, exist_ok=True)
     # AutoConfig.register insists that the class bears the name; loading turns the older form into the flat one.
     CONFIG_MAPPING.register(OLDER_MODEL_TYPE, SteerlingConfig, exist_ok=True)
-    for auto_class in MODEL_CLASSES:
-        auto_class.register(SteerlingConfig, SteerlingForDiffusionLM, exist_ok=True)
+    for auto_class, model_class in MODEL_CLASSES.items():
+        auto_class.register(SteerlingConfig, model_class, exist_ok=True)
     AutoTokenizer.register(SteerlingConfig, slow_tokenizer_class=SteerlingTokenizer, exist_ok=True)
 
     # Without these, saving a model that came from a Hub folder keeps its auto_map but not the code that it names.

@@ -1,7 +1,7 @@
 """Forward passes as they were when tokens were decided, over embeddings that may be others."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from transformers import DynamicCache
 from .modeling.attribution_steerling import vocabulary_rows
 from .modeling.canvas_steerling import Canvas
 from .modeling.lookup_steerling import device_of
+from .modeling.quantized_steerling import parts_of
 from .modeling.trace_steerling import SteerlingTrace
-from .reading import evaluating
+from .modes import evaluating, frozen
 from .shared_prefix import beginnings, read_prefix
 
 
@@ -28,6 +29,7 @@ class Replay:
 
     def __init__(self, model: Any, trace: SteerlingTrace, positions: Sequence[int]):
         self.model, self.guidance_scale, self.mask = model, trace.guidance_scale, trace.mask_token
+        self.steering: Any = None  # told of every pass
         self.positions = torch.tensor(positions, device="cpu")
         self.canvases = [trace.before(position, index) for index, position in enumerate(positions)]
 
@@ -46,7 +48,7 @@ class Replay:
         Number of first positions, whole attention blocks, of which what is computed there does not depend on the step: rows
         that agree in them can share it.
         """
-        steered = self.model._steering is not None
+        steered = bool(self.steering.in_call())
         # An operation may act on the masked prompt of a blind row, and that may depend on the step.
         return 0 if steered and self.guidance_scale is not None else self.canvases[target].final
 
@@ -80,8 +82,7 @@ class Replay:
         cache = self._read_once(targets, lanes, embeddings, masked)
         start = 0 if cache is None else cache.get_seq_length()
         hidden_states = self._run(canvases, lanes, embeddings[:, start:], masked[:, start:], cache)
-        if self.model._steering is not None:
-            self.model._steering.choose(canvases, lanes, self.positions[list(targets)][:, None].unbind())
+        self.steering.choose(canvases, lanes, self.positions[list(targets)][:, None].unbind())
         rows = torch.arange(len(targets), device=hidden_states.device)
         columns = (positions - start).to(hidden_states.device)
         return hidden_states.unflatten(0, (-1, lanes)).transpose(0, 1)[:, rows, columns]
@@ -119,13 +120,15 @@ class Replay:
         """(rows, W, D) last hidden states of a pass that continues what is cached, and is cached."""
         start = 0 if cache is None else cache.get_seq_length()
         places = torch.arange(start, start + embeddings.shape[1], device="cpu").expand(len(embeddings), -1)
-        steering, device = self.model._steering, embeddings.device
-        with steering.window(canvases, lanes, places, masked, device) if steering is not None else nullcontext():
+        steering, device = self.steering, embeddings.device
+        with steering.window(canvases, lanes, places, masked, device) as injections:
             return self.model.transformer(
                 inputs_embeds=embeddings,
                 position_ids=places.to(device),
                 cache=cache,
                 use_cache=cache is not None,
+                injections=injections,
+                return_dict=True,
             ).last_hidden_state
 
     def logits(self, targets: Sequence[int], embeddings: torch.Tensor) -> torch.Tensor:
@@ -167,7 +170,7 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
     Raises:
         ValueError: A position was not decided, or the model was steered and is not any more, or the other way round.
     """
-    attached = () if model._steering is None else tuple(builder.operation for builder in model._steering.builders)
+    attached = model.attached_operations
     if attached != tuple(trace.attached):
         raise ValueError(
             f"The trace was written with {list(trace.attached)} attached to the model, which has {list(attached)}: attach "
@@ -177,16 +180,10 @@ def replay(model: Any, trace: SteerlingTrace, positions: Sequence[int]) -> Itera
     # Conditions are weighed on the prompt as it was given, before any of its masks was filled in.
     first = int((trace.step_map == 0).nonzero()[0])
     unwritten = [trace.before(first, index) for index in range(len(positions))]
-    wanted = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in wanted:
-        weight.requires_grad_(False)
-    try:
-        own = [tuple(trace.steering)] * len(positions) if trace.steering else None
-        with evaluating(model), model._steered(own, unwritten, 1):
-            yield replaying
-    finally:
-        for weight in wanted:
-            weight.requires_grad_(True)
+    own = [tuple(trace.steering)] * len(positions) if trace.steering else None
+    steered = model._steered(own, unwritten, 1, replayed=True)
+    with frozen(model), evaluating(model), steered as (replaying.steering, _):
+        yield replaying
 
 
 def alike(replaying: Replay) -> list[list[int]]:
@@ -200,11 +197,10 @@ def alike(replaying: Replay) -> list[list[int]]:
 def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
     """Bytes that autograd keeps of a call of `function`, each storage counted once and the model's own weights not at all."""
     storages: dict[int, int] = {}
-    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    own = {storage.data_ptr() for weight in (*model.parameters(), *model.buffers()) for storage in _storages(weight)}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_sparse:
-            storage = tensor.untyped_storage()
+        for storage in _storages(tensor):
             if storage.data_ptr() not in own:
                 storages[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -213,3 +209,7 @@ def saved_bytes(model: Any, function: Callable, *inputs: torch.Tensor) -> int:
         kept = function(*inputs)
     del kept
     return sum(storages.values())
+
+
+def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    return [part.untyped_storage() for part in parts_of(tensor) if not part.is_sparse]

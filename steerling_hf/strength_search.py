@@ -3,13 +3,14 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from .checks import check_model, check_number, check_positive, check_text, check_texts, check_tokenizer, short
 from .files import check_file, write_whole
 from .fluency import text_fluency
 from .modeling.lookup_steerling import device_of
@@ -130,16 +131,34 @@ def search_strength(
         ValueError: The operation has no such field or cannot have such a strength, or not exactly one of `strengths` and
             `between` is given, or the model is steered, or an argument of `generation` is not yours to set.
     """
-    if not hasattr(operation, field):
+    check_model(model)
+    check_tokenizer(tokenizer)
+    if not isinstance(operation, Operation):
+        raise ValueError(f"`operation` is {short(operation)}: give an operation, such as Amplify(3).")
+    if isinstance(prompts, str):
+        raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
+    check_texts("prompts", prompts)
+    if not callable(objective):
+        raise ValueError(f"`objective` is {short(objective)}: give a function of a list of texts.")
+    check_positive("trials", trials)
+    check_text("field", field)
+    lists: tuple[tuple[str, Any, int | None], ...] = (("strengths", strengths, None), ("between", between, 2))
+    for name, values, count in lists:
+        if values is not None:
+            if isinstance(values, str) or not isinstance(values, Sequence) or (count and len(values) != count):
+                raise ValueError(f"`{name}` is {short(values)}: give a list of {'two ' if count else ''}numbers.")
+            for value in values:
+                check_number(name, value)
+    if least_effect is not None:
+        check_number("least_effect", least_effect)
+    if field not in {part.name for part in fields(operation)}:
         raise ValueError(f"`field` is {field!r}, which {operation.name} does not have.")
     if (strengths is None) == (between is None) or (between is None) != (least_effect is None):
         raise ValueError("Give either `strengths`, or `between` and `least_effect`.")
-    if isinstance(prompts, str):
-        raise ValueError(f"`prompts` is the single text {prompts!r:.80}: put it into a list.")
-    if getattr(model, "_steering", None) is not None:
+    if getattr(model, "attached_operations", ()):
         raise ValueError("`model` is steered, and fluency is that of the unsteered model: remove its steering first.")
-    if not prompts or (strengths is not None and not len(strengths)) or trials < 1:
-        raise ValueError("`prompts` and `strengths` need one entry or more, and `trials` is 1 or more.")
+    if not prompts or (strengths is not None and not len(strengths)):
+        raise ValueError("`prompts` and `strengths` need one entry or more.")
     for name in ("steering", "num_return_sequences", "return_dict_in_generate"):
         if name in generation:
             raise ValueError(f"`{name}` cannot be given: each prompt gets one text, under `operation`. Leave it out.")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tqdm import tqdm
 
-from .checks import check_positive, check_text
+from .checks import check_filled, check_positive
 from .embeddings import KINDS as EMBEDDINGS
 from .fingerprint import concept_fingerprint
 from .trace_address import read_address
@@ -185,7 +185,7 @@ class TraceIndex:
         for name, value in (("chunk_tokens", chunk_tokens), ("batch_size", batch_size)):
             check_positive(name, value)
         for name, field in (("text", text), ("source", source), ("embedding", embedding), ("index", index)):
-            check_text(name, field)
+            check_filled(name, field)
         if chunk_tokens > model.config.block_size:
             raise ValueError(
                 f"`chunk_tokens` is {chunk_tokens}: the model's context holds no more than {model.config.block_size}."
@@ -273,7 +273,7 @@ class TraceIndex:
                 an argument is out of range.
         """
         wanted = check_search(k, kind, where)
-        check_text("by", by)
+        check_filled("by", by)
         catalog = None if catalog is None else catalog.fit(model.config)
         single = isinstance(text, str) or not isinstance(text, Sequence | TraceVectors)
         texts: list[Any] = []

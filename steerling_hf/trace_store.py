@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ CHUNKS_OF_A_PART = 16_384
 # Milvus returns no more at once.
 PAGE = 16_384
 FIELDS = ["text", "source", "metadata", "dense", "sparse"]
+
+
+def _look_up(client: Any, part: str, ids: list[str]) -> list[dict[str, Any]]:
+    return client.get(part, ids=ids, output_fields=["id"])
 
 
 @dataclass(frozen=True)
@@ -186,12 +191,10 @@ class TraceStore:
             parts = self._parts
             if self.engine.path is not None and len(parts) > 1:
                 found, parts = self._present_in_full_parts(ids), parts[-1:]
-
-            def look_up(client: Any) -> set[str]:
-                rows = (client.get(part, ids=list(ids), output_fields=["id"]) for part in parts)
-                return {row["id"] for row in chain.from_iterable(rows)}
-
-            return found | self.engine.ask("look chunks up", look_up)
+            for part in parts:
+                rows = self.engine.ask("look chunks up", partial(_look_up, part=part, ids=list(ids)))
+                found |= {row["id"] for row in rows}
+            return found
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write rows; a row whose key there is already is replaced. Once this returns, a kill cannot lose them."""

@@ -148,8 +148,6 @@ class DiffusionCollator:
             )
         # Tables have None where an example has nothing.
         given = {name: example[name] for name in ("labels", "concept_labels") if example.get(name) is not None}
-        if "labels" in given and all(label == IGNORE_INDEX for label in given["labels"]):
-            raise ValueError(f"`labels` of an example are {IGNORE_INDEX} everywhere; leave such examples out.")
         for name, values in given.items():
             if len(values) != len(ids):
                 raise ValueError(f"`{name}` of an example has length {len(values)}; `input_ids` have {len(ids)}.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging as library_logging
 
 from steerling_hf import SteerlingConfig, SteerlingForDiffusionLM, SteerlingTokenizer, checkpoint, export
 from steerling_hf.isolation import run_isolated
@@ -52,17 +53,24 @@ class _Collector(logging.Handler):
         self.messages.append(record.getMessage())
 
 
+_collector = _Collector()
+for _name in ("transformers", "accelerate"):
+    logging.getLogger(_name).addHandler(_collector)
+
+
 @pytest.fixture(autouse=True)
 def library_warnings() -> Iterator[list[str]]:
-    """What transformers and accelerate log as a warning or worse; a test that expects some clears the list."""
-    collector = _Collector()
-    loggers = [logging.getLogger(name) for name in ("transformers", "accelerate")]
-    for logger in loggers:
-        logger.addHandler(collector)
-    yield collector.messages
-    for logger in loggers:
-        logger.removeHandler(collector)
-    assert not collector.messages, f"the library warns: {collector.messages}"
+    """
+    What transformers and accelerate log as a warning or worse, in the test and in the fixtures that it is the first to ask for;
+    a test that expects some clears the list.
+    """
+    # What is said once is said once a test, or nobody would know which test it belongs to.
+    library_logging.warning_once.cache_clear()
+    library_logging.info_once.cache_clear()
+    yield _collector.messages
+    messages = _collector.messages.copy()
+    _collector.messages.clear()
+    assert not messages, f"the library warns: {messages}"
 
 
 def make_config(**overrides) -> SteerlingConfig:
@@ -106,7 +114,8 @@ def exported_nano(tmp_path_factory) -> Path:
 
 
 STRICT_AND_ALONE = """
-import logging, sys
+import logging, sys, warnings
+warnings.simplefilter("error", FutureWarning)
 sys.modules["steerling_hf"] = None
 class Strict(logging.Handler):
     def emit(self, record):

@@ -9,9 +9,9 @@ PAD, BOS, EOS, MASK, TURN = 90, 91, 92, 93, 94
 FORBIDDEN = (PAD, EOS, MASK)
 
 
-def make_model(**overrides) -> SteerlingForDiffusionLM:
+def make_model(seed: int = 1, **overrides) -> SteerlingForDiffusionLM:
     """Seeded weights, evaluation mode; keywords override the configuration."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = {
         "vocab_size": VOCABULARY,
         "n_layers": 2,

@@ -93,7 +93,7 @@ def test_answers_are_those_of_single_prompts_under_each_condition(model, tokeniz
     assert written["by prompt"][3:] == written["base"][3:]
     assert report["by prompt"].benign_changed.count == 0
     assert report["recipe"].benign_changed.count == 2
-    assert model._steering is None
+    assert model.attached_operations == ()
 
 
 def test_an_answer_ends_with_the_end_token_and_shows_no_control_tokens(model, tokenizer, monkeypatch):

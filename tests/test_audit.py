@@ -72,7 +72,12 @@ def remedies(leak):
 def test_support_is_what_the_answer_loses_without_the_concept(tiny_model, tokenizer):
     model = tiny_model(diff_block_size=8)
     prompt, answer = tokenizer("The gardener")["input_ids"], tokenizer(" watered the new roses today.")["input_ids"]
-    concepts = [3, 7, 25]  # two known, one discovered
+    # Two known and one discovered; the first and the last are seen where the answer is masked.
+    ids = torch.tensor([[*prompt, *[model.config.mask_token_id] * len(answer)]])
+    with torch.no_grad():
+        seen = model(ids, output_concepts=True).concepts
+    known, discovered = (int(found[0, len(prompt), 0]) for found in (seen.known_indices, seen.unknown_indices))
+    concepts = [known, (known + 1) % 20, 20 + discovered]
     case = Case(model, tokenizer, None, prompt, answer, {})
     grid, start = model.config.diff_block_size, len(prompt)
 

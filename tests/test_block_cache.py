@@ -153,6 +153,7 @@ def test_aligned_ragged_rows_equal_their_single_runs(model):
         assert torch.equal(together.sequences[row, -alone.sequences.shape[1] :], alone.sequences[0])
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_end_by_themselves(model, way):
     ids, mask, prompts = ragged()
@@ -198,6 +199,7 @@ def test_several_answers_share_the_prompt(model):
     )
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_the_turns_of_a_chat_reuse_the_cache(model, guidance):
     settings = {"max_new_tokens": 12, "guidance_scale": guidance}

@@ -132,8 +132,8 @@ def test_json_needs_no_extra_and_the_rest_names_it(monkeypatch, catalog, tmp_pat
     [
         ({"concept_id": 0}, "is no list of rows"),
         ([{"concept_id": 0, "head": "known"}], "lacks concept_name, concept_description, public_group_id"),
-        ([{**concept_labels._row(PETS), "head": "seen"}], "concept 0 has the head 'seen'"),
-        ([concept_labels._row(PETS)] * 2, "`concepts` has id 0 twice: pets and pets"),
+        ([{**concept_labels._row(PETS), "head": "seen"}], "`head` of row 0 is 'seen'"),
+        ([concept_labels._row(PETS)] * 2, "two rows have the `concept_id` 0"),
     ],
 )
 def test_broken_files_are_refused(content, message, tmp_path):

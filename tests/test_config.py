@@ -64,7 +64,30 @@ ALIASES = {
     "tie_word_embeddings": ("weight_sharing", False),
 }
 
+SWITCHES = [key for key, value in RELEASED.items() if isinstance(value, bool)]
+
 IMPOSSIBLE = [
+    *((key, value) for key in SWITCHES for value in ("false", 1, None)),
+    ("interpretable", float("inf")),
+    ("return_dict", "false"),
+    ("output_hidden_states", 1),
+    ("use_unknown", []),
+    ("initializer_range", -1),
+    ("initializer_range", float("nan")),
+    ("inject_layer", "x"),
+    ("inject_layer", -1),
+    ("inject_alpha", float("inf")),
+    ("concept", "5"),
+    ("concept", 5),
+    ("concept", [["topk_known", 3]]),
+    ("diff_block_size", 2**28),
+    ("pad_multiple", 2**28),
+    ("norm_order", ["post"]),
+    ("block_size", float("inf")),
+    ("vocab_size", "8200"),
+    ("rope_base", "500000"),
+    ("eos_token_id", "8192"),
+    ("eos_token_id", [8192, None]),
     ("vocab_size", 0),
     ("n_layers", 0),
     ("n_layers", 2.5),
@@ -135,11 +158,23 @@ def test_the_nested_form_means_the_same(tiny_config):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_aliases_of_transformers_read_and_write(alias, tiny_config):
     key, value = ALIASES[alias]
-    others = {k: v for k, v in tiny_config().to_dict().items() if k not in (key, "concept_dim")}
+    others = {k: v for k, v in tiny_config().to_dict().items() if k not in (key, alias, "concept_dim")}
     config = SteerlingConfig(**others, **{alias: value})
     assert getattr(config, key) == getattr(config, alias) == value
     setattr(config, alias, "other")
     assert getattr(config, key) == "other"
+
+
+def test_tying_has_one_name_in_files_and_both_in_dictionaries(tiny_config, tmp_path):
+    config = tiny_config(weight_sharing=False)
+    assert config.to_dict()["tie_word_embeddings"] is False
+    assert SteerlingConfig(**config.to_dict()).weight_sharing is False
+    config.tie_word_embeddings = True
+    assert config.to_dict()["tie_word_embeddings"] is config.to_dict()["weight_sharing"] is True
+    config.save_pretrained(tmp_path)
+    assert "tie_word_embeddings" not in json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="`weight_sharing` is False: it is `tie_word_embeddings`, which is True"):
+        SteerlingConfig(**{**config.to_dict(), "weight_sharing": False})
 
 
 @pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)

@@ -147,7 +147,7 @@ def test_composed_is_what_the_vocabulary_projection_reads(epsilon, tiny_model, t
 def test_leaves_the_model_as_it_was(tiny_model, tokenizer, monkeypatch):
     model = tiny_model().train()
     model.transformer.blocks[0].eval()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     modes = [module.training for module in model.modules()]
     seen = []
     model.transformer.ln_f.register_forward_hook(lambda module, *_: seen.append(module.training))

@@ -114,7 +114,11 @@ def test_the_report_and_the_notebook_show_it(made, tmp_path):
     page = explanation.save(tmp_path / "why.html").read_text()
     assert f"roses {next(c.id for c in explanation.chunks[0].concepts if c.id < 20)}" in page
     shown = explanation._repr_html_()
-    assert shown.startswith("<iframe srcdoc=")
+    # Scripts of its own, and nothing else: no origin of the notebook's, no forms, pop-ups, downloads or navigation.
+    assert shown.startswith('<iframe sandbox="allow-scripts" referrerpolicy="no-referrer" srcdoc="')
+    assert re.findall("sandbox|allow-[a-z-]+", shown[: shown.index("srcdoc")]) == ["sandbox", "allow-scripts"]
+    assert "Content-Security-Policy" in shown
+    assert '"' not in shown.split('srcdoc="')[1].split('" style=')[0]  # nothing of the page ends the attribute
     assert "<script" not in shown  # escaped, all of it
 
 
@@ -207,7 +211,7 @@ def test_what_explain_refuses(made):
     ):
         with pytest.raises(ValueError, match=message):
             explain(model, tokenizer, prompt, max_new_tokens=2)
-    asked = {"return_dict_in_generate": True, "output_attributions": True}
+    asked = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_attributions": True}
     filled = model.generate(tokenizer("The<|mask|> watered", return_tensors="pt")["input_ids"], **asked)
     with pytest.raises(ValueError, match="The prompt of `output` has gaps"):
         explain_output(model, tokenizer, filled)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 import steerling_hf.exporting
 from steerling_hf import SteerlingConfig, SteerlingTokenizer, checkpoint, export
 from steerling_hf.exporting import AUTO_MAP
+from steerling_hf.isolation import run_isolated
 
 VOCABULARY = "cl100k_base.tiktoken"
 
@@ -62,9 +64,11 @@ def test_writes_a_flat_hub_folder(tiny_model, out):
         "model.safetensors",
         "tokenizer_config.json",
         VOCABULARY,
-        "tokenization_steerling.py",
-        "vocabulary_steerling.py",
-        *(path.name for path in (Path(steerling_hf.__file__).parents[1] / "modeling").glob("*_steerling.py")),
+        *(
+            path.name
+            for folder in ("modeling", "tokenization")
+            for path in (Path(steerling_hf.__file__).parents[1] / folder).glob("*_steerling.py")
+        ),
     }
     config = json.loads((out / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP
@@ -75,6 +79,7 @@ def test_writes_a_flat_hub_folder(tiny_model, out):
     assert not [name for name in names if (out / name).stat().st_mode & 0o600 != 0o600]
 
 
+@pytest.mark.compatibility
 def test_a_model_in_memory_comes_back_equal(tiny_model, out):
     model = tiny_model().bfloat16()
     export(model, out)
@@ -155,14 +160,197 @@ def test_links_by_default_copies_when_asked_or_when_it_must(released, tmp_path, 
         assert a.read_bytes() == c.read_bytes() == d.read_bytes()
 
 
-def test_links_reach_through_the_hub_caches_symbolic_links(tiny_model, tmp_path):
-    source = tmp_path / "snapshot"
-    tiny_model().save_pretrained(source)
-    (source / "model.safetensors").rename(tmp_path / "blob")
-    (source / "model.safetensors").symlink_to(tmp_path / "blob")
-    out = export(source, tmp_path / "out")
-    assert not (out / "model.safetensors").is_symlink()
-    assert (out / "model.safetensors").samefile(tmp_path / "blob")
+@pytest.fixture
+def cached(tiny_model, tmp_path) -> Path:
+    """A snapshot as the Hub's cache has it: links to `../../blobs`."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f2e", tmp_path / "models--a--b" / "blobs"
+    export(tiny_model(), tmp_path / "plain")
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (tmp_path / "plain" / "concept_labels.json").write_text("[]")
+    for number, file in enumerate((tmp_path / "plain").iterdir()):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    return snapshot
+
+
+def test_links_reach_through_the_hub_caches_symbolic_links(cached, out):
+    export(cached, out)
+    weights = out / "model.safetensors"
+    assert not weights.is_symlink()
+    assert weights.samefile(cached / "model.safetensors")
+    assert (out / "concept_labels.json").read_text() == "[]"
+
+
+SECRET = "a secret"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "concept_labels.json",
+        "evaluation.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "cl100k_base.tiktoken",
+        "model.safetensors",
+        "config.json",
+        "special_tokens_map.json",
+    ],
+)
+@pytest.mark.parametrize("leads", ["to a file", "up", "through a folder", "nowhere", "in a circle", "from a snapshot"])
+def test_no_link_out_of_the_folder_is_followed(tiny_model, cached, tmp_path, out, name, leads):
+    source = tmp_path / "stranger"
+    export(tiny_model(), source)
+    secret = tmp_path / "elsewhere" / name
+    secret.parent.mkdir()
+    secret.write_text(SECRET)
+    if name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, secret)  # what is read first must not look wrong for another reason
+    target: Path = {
+        "to a file": secret,
+        "up": Path("..", "elsewhere", name),
+        "through a folder": source / "inner" / name,
+        "nowhere": tmp_path / "missing",
+        "in a circle": source / name,
+        "from a snapshot": secret,
+    }[leads]
+    (source / "inner").symlink_to(secret.parent)
+    if leads == "from a snapshot":  # a cache that only looks like one: its blobs are elsewhere
+        source = cached
+        blobs = source.parents[1] / "blobs"
+        (blobs / "99").symlink_to(secret)
+        target = blobs / "99"
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(target)
+    with pytest.raises(
+        (ValueError, FileNotFoundError),
+        match=f"{name.split('.')[0]}.* link that leads nowhere|{name}.* link that leaves|no config.json",
+    ):
+        export(source, out)
+    assert_nothing_written(out)
+
+
+def test_a_folder_that_is_a_link_is_no_way_out(tiny_model, tmp_path, out):
+    source, secret = export(tiny_model(), tmp_path / "stranger"), tmp_path / "elsewhere"
+    secret.mkdir()
+    (secret / "tool.jinja").write_text(SECRET)
+    (source / "additional_chat_templates").symlink_to(secret)
+    with pytest.raises(ValueError, match="additional_chat_templates is a link that leaves its folder"):
+        export(source, out)
+    (source / "additional_chat_templates").unlink()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").symlink_to(secret / "tool.jinja")
+    with pytest.raises(ValueError, match=r"tool\.jinja is a link that leaves its folder"):
+        export(source, out)
+    assert_nothing_written(out)
+
+
+def test_blobs_that_are_a_link_are_no_way_out(cached, tmp_path, out):
+    blobs = cached.parents[1] / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leaves its folder"):
+        export(cached, out)
+
+
+def test_links_within_a_folder_and_to_a_folder_are_followed(released, tmp_path, out):
+    labels = "[]"
+    (released / "labels").write_text(labels)
+    (released / "concept_labels.json").symlink_to("labels")
+    (tmp_path / "alias").symlink_to(released)
+    export(tmp_path / "alias", out)
+    assert (out / "concept_labels.json").read_text() == labels
+    assert not (out / "concept_labels.json").is_symlink()
+
+
+def test_labels_of_a_model_in_memory_follow_no_link_either(tiny_model, released, tmp_path, out):
+    (tmp_path / "secret").write_text(SECRET)
+    (released / "concept_labels.json").symlink_to(tmp_path / "secret")
+    model = AutoModelForCausalLM.from_pretrained(released)
+    with pytest.raises(ValueError, match="concept_labels.json is a link that leaves"):
+        export(model, out)
+    assert_nothing_written(out)
+
+
+@pytest.mark.parametrize(
+    "repo_id",
+    [
+        "",
+        "a/b/c",
+        "/a",
+        "a/",
+        "../a",
+        "a b",
+        'a"); import os',
+        "a\nb",
+        "-a",
+        "a..b",
+        "x" * 97,
+        "a.git",
+        5,
+        "é/b",
+        "a/b\0",
+    ],
+)
+def test_a_repository_needs_a_name(tiny_model, out, monkeypatch, repo_id):
+    monkeypatch.setattr(steerling_hf.exporting, "_from_model", None)  # before any work
+    with pytest.raises(ValueError, match="`repo_id` is "):
+        export(tiny_model(), out, repo_id=repo_id)
+    assert_nothing_written(out)
+
+
+def test_a_folder_whose_name_is_no_repositorys(tiny_model, out):
+    card = (export(tiny_model(), out.with_name('odd "name"; (2)')) / "README.md").read_text()
+    assert 'from_pretrained("odd-name-2"' in card
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ('{"loss": "<script>"}', "'loss' is '<script>'"),
+        ('{"a|b](http://x)": 1.0}', "is no name of a measure"),
+        ('{"loss": NaN}', "NaN"),
+        ("[1]", "holds no object of measures"),
+        ("{", "holds no object of measures"),
+    ],
+)
+def test_measures_are_numbers(released, out, evaluation, words):
+    (released / "evaluation.json").write_text(evaluation)
+    with pytest.raises(ValueError, match=f"evaluation.json.*{re.escape(words)}"):
+        export(released, out)
+    assert_nothing_written(out)
+
+
+def test_passwords_stay_out_of_a_check(tiny_model, out, monkeypatch):
+    """What a failed check prints becomes an error, so the interpreter that checks has no passwords."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("DB_PASSWORD", SECRET)
+    monkeypatch.setenv("HARMLESS", "here")
+    with pytest.raises(RuntimeError) as caught:
+        run_isolated("import os; raise ValueError(dict(os.environ))")
+    assert SECRET not in str(caught.value)
+    assert "here" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": 5}, "`source` is 5"),
+        ({"source": ""}, "`source` is ''"),
+        ({"folder": None}, "`folder` is None"),
+        ({"folder": "a\0b"}, "`folder` is"),
+        ({"weights": 5}, "`weights` is 5"),
+        ({"copy": "no"}, "`copy` is 'no'"),
+        ({"check": 1}, "`check` is 1"),
+    ],
+)
+def test_wrong_arguments_are_named(out, change, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        export(**{"source": "steerling-nano", "folder": out, **change})
+    assert_nothing_written(out)
 
 
 def test_saving_into_an_export_leaves_the_linked_source_alone(released, out):

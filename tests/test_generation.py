@@ -65,6 +65,7 @@ def oracle(model, prompt, new_tokens, steps=None, penalty=1.0, guidance=1.0, end
 LENGTHS = [(8, None), (16, None), (21, None), (16, 4), (24, 9), (21, 5), (5, 2), (20, 1), (9, 30), (1, None)]
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("penalty", [1.0, 1.1])
 @pytest.mark.parametrize("prompt_length", [1, 7, 8, 13])
 def test_greedy_equals_the_oracle(model, prompt_length, penalty):
@@ -274,6 +275,7 @@ def test_another_default_dtype(model, dtype):
     torch.testing.assert_close(found.log_probabilities, expected.log_probabilities)
 
 
+@pytest.mark.compatibility
 def test_seeds(model):
     prompt = make_prompt(9)
     first = sample(model, prompt, seed=7)
@@ -306,6 +308,7 @@ def test_sampled_rows_equal_their_single_runs(model):
     assert torch.equal(sample(model, prompts[:2], seed=5, temperature=0.8), together[:2])
 
 
+@pytest.mark.compatibility
 def test_num_return_sequences(model):
     prompts = make_prompt(9, rows=2)
     several = sample(model, prompts, seed=4, num_return_sequences=3)
@@ -380,6 +383,8 @@ def test_confidence_is_that_of_the_unsampled_distribution(model, settings):
 class Recorder(LogitsProcessor):
     """Keeps the shapes it is called with, and forbids one token."""
 
+    sees_canvas = True
+
     def __init__(self, forbidden: int):
         self.forbidden = forbidden
         self.calls = []
@@ -417,6 +422,7 @@ class Stream(BaseStreamer):
         self.ends += 1
 
 
+@pytest.mark.compatibility
 def test_the_stream_is_the_prompt_then_each_block(model):
     prompts, stream = make_prompt(9, rows=2), Stream()
     tokens = model.generate(prompts, max_new_tokens=20, streamer=stream)
@@ -442,6 +448,7 @@ def test_a_stream_ends_when_generation_fails(model):
     assert (stream.pieces, stream.ends) == ([], 1)
 
 
+@pytest.mark.compatibility
 def test_outputs(model):
     prompts = make_prompt(9, rows=2)
     output = generate(model, prompts, max_new_tokens=20, steps=10)

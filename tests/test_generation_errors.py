@@ -55,6 +55,30 @@ VALUES = [
     ("bad_words_ids", [[]]),
     ("bad_words_ids", [[-1]]),
     ("max_time", 0),
+    ("max_length", [1]),
+    ("max_new_tokens", []),
+    ("min_new_tokens", -1),
+    ("min_length", 1.5),
+    ("stop_strings", 5),
+    ("stop_strings", [""]),
+    ("eos_token_id", [None]),
+    ("eos_token_id", []),
+    ("eos_token_id", -2),
+    ("eos_token_id", "5"),
+    ("pad_token_id", "5"),
+    ("pad_token_id", -1),
+    ("suppress_tokens", 1.5),
+    ("suppress_tokens", [True]),
+    ("sequence_bias", {(3,): float("nan")}),
+    ("sequence_bias", [[3, 1.0]]),
+    ("sequence_bias", 2),
+    ("num_return_sequences", 0),
+    ("do_sample", "no"),
+    ("use_cache", 1),
+    ("output_scores", "yes"),
+    ("return_dict_in_generate", 1),
+    ("min_p", "x"),
+    ("typical_p", 2),
 ]
 
 INAPPLICABLE = [
@@ -64,14 +88,10 @@ INAPPLICABLE = [
     ("assistant_early_exit", 1),
     ("token_healing", True),
     ("no_repeat_ngram_size", 2),
-    ("sequence_bias", [[[3], 1.0]]),
     ("forced_eos_token_id", 3),
     ("begin_suppress_tokens", [3]),
     ("exponential_decay_length_penalty", (3, 1.1)),
     ("encoder_repetition_penalty", 1.5),
-    ("min_new_tokens", 3),
-    ("min_length", 12),
-    ("output_logits", True),
     ("output_attentions", True),
     ("output_hidden_states", True),
 ]
@@ -95,6 +115,16 @@ ARGUMENTS = [
     ("max_new_tokens", 0),  # nothing to fill in
     ("suppress_tokens", [VOCABULARY]),
     ("bad_words_ids", [[3, VOCABULARY]]),
+    ("sequence_bias", {(3, VOCABULARY): 1.0}),
+    ("pad_token_id", VOCABULARY),
+    ("suppress_tokens", list(range(VOCABULARY))),
+    ("streamer", True),
+    ("temperature", 1e-9),
+    ("generation_config", {"steps": 3}),
+    ("logits_processor", 3),
+    ("logits_processor", [3]),
+    ("stopping_criteria", [None]),
+    ("logit_bias", {3: 1.0}),
 ]
 
 
@@ -158,6 +188,8 @@ MASKS = {
     "a list": [[1, 1, 1], [1, 1, 1]],
     "another shape": ones(2, 4),
     "four dimensions": ones(2, 1, 3, 3),
+    "numbers that are neither 0 nor 1": torch.tensor([[0, 2, 1], [1, 1, 1]]),
+    "not a number": torch.tensor([[0, float("nan"), 1], [1, 1, 1]]),
 }
 
 

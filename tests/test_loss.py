@@ -73,7 +73,7 @@ def test_one_pass_equals_a_pass_for_each_block(straddles, attention, tiny_model,
     torch.manual_seed(0)
     batch = objective.noise_batch(model.config, ids, ids, noisy_context=noisy_context)
     with torch.no_grad():
-        states = objective.encode(model.transformer, model.config, batch)
+        states = objective.encode(model.transformer, model.config, batch).last_hidden_state
         for block in range(4):
             start, end = block * SIZE, min(50, (block + 1) * SIZE)
             noised_from = start - SIZE if straddles and block % 2 else start
@@ -222,7 +222,10 @@ BAD = {
     "mask token in labels": (lambda a: a["labels"].__setitem__((0, 3), 8196), "`labels` hold the mask token 8196"),
     "label too large": (lambda a: a["labels"].__setitem__((0, 3), 8200), "`labels` hold ids outside"),
     "label negative": (lambda a: a["labels"].__setitem__((0, 3), -5), "`labels` hold ids outside"),
-    "nothing to learn": (lambda a: a["labels"].fill_(-100), "`labels` are -100 everywhere"),
+    "label for the next token": (
+        lambda a: a.update(shift_labels=a["labels"]),
+        "`shift_labels` are labels for the next",
+    ),
     "labels of other shape": (lambda a: a.update(labels=a["labels"][:, :9]), "`labels` has shape"),
     "noise of other shape": (lambda a: a.update(noise_mask=a["labels"][:1] > 0), "`noise_mask` has shape"),
     "context of other shape": (lambda a: a.update(noisy_context=a["labels"] > 0), "`noisy_context` has shape"),
@@ -245,6 +248,49 @@ def test_bad_batches_are_told(case, tiny_model, ids):
     spoil(arguments)
     with pytest.raises(ValueError, match=message):
         tiny_model()(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", torch.zeros(3, 50), "`labels` is torch.float32"),
+        ("labels", [[1] * 50] * 3, "`labels` is a list"),
+        ("noise_mask", "x", "`noise_mask` is a str"),
+        ("noisy_context", True, "`noisy_context` is a bool"),
+        ("attention_mask", [1], "`attention_mask` is a list"),
+        ("position_ids", torch.zeros(1, 50), "`position_ids` is torch.float32"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_told(name, value, message, tiny_model, ids):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(ids, **{"labels": ids, name: value})
+
+
+@pytest.mark.parametrize("options", [{}, {"use_epsilon_correction": False}, {"interpretable": False}])
+def test_a_batch_without_targets_has_the_loss_zero_and_no_gradient(options, tiny_model, ids):
+    model = tiny_model(**options)
+    loss = model(ids, labels=torch.full_like(ids, -100)).loss
+    assert loss == 0
+    loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_row_without_targets_adds_nothing(tiny_model, ids):
+    model, noise = tiny_model(), ids % 2 == 0
+    labels = ids.masked_fill(torch.tensor([[False], [True], [False]]), -100)
+    both = model(ids, labels=labels, noise_mask=noise).loss
+    torch.testing.assert_close(model(ids[::2], labels=ids[::2], noise_mask=noise[::2]).loss, both)
+
+
+def test_hidden_states_of_a_loss_are_those_of_the_row(tiny_model, ids):
+    model = tiny_model(diff_block_size=SIZE)
+    noise = torch.zeros_like(ids, dtype=torch.bool)
+    noise[:, 48:] = True  # the last block, which sees clean blocks only
+    states = model(ids, labels=ids, noise_mask=noise, output_hidden_states=True).hidden_states
+    expected = model(ids.masked_fill(noise, model.config.mask_token_id), output_hidden_states=True).hidden_states
+    assert len(states) == len(expected)
+    for found, alone in zip(states, expected):
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_bare_backbone_has_no_concepts_to_learn(tiny_model, ids):

@@ -30,6 +30,7 @@ def test_a_position_sees_its_block_and_earlier_ones(tiny_model, ids):
     assert difference[32:].min() > 0
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
 def test_attention_implementations_agree(attention, tiny_model, ids):
     model = tiny_model(diff_block_size=16)
@@ -71,6 +72,7 @@ def test_position_ids_place_a_row_on_the_grid(tiny_model, ids):
     assert (expected[:, 8:] - shifted).abs().max() > 0.01
 
 
+@pytest.mark.compatibility
 def test_a_cache_of_whole_blocks_is_exact(tiny_model, ids):
     model = tiny_model(diff_block_size=16)
     expected = logits_of(model, ids)
@@ -80,6 +82,7 @@ def test_a_cache_of_whole_blocks_is_exact(tiny_model, ids):
     torch.testing.assert_close(rest.logits, expected[:, 48:], **TOLERANCE)
 
 
+@pytest.mark.compatibility
 def test_gradient_checkpointing_gives_equal_gradients(tiny_model, ids):
     gradients = []
     for checkpointing in (False, True):
@@ -94,6 +97,7 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny_model, ids):
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.compatibility
 def test_hidden_states_and_attentions(tiny_model, ids):
     model = tiny_model(diff_block_size=16)
     model.set_attn_implementation("eager")
@@ -115,11 +119,13 @@ def test_logits_to_keep(keep, tiny_model, ids):
         torch.testing.assert_close(kept, logits_of(model, ids)[:, columns], **TOLERANCE)
 
 
+@pytest.mark.compatibility
 def test_tuples_on_request(tiny_model, ids):
     model = tiny_model()
     torch.testing.assert_close(model(ids, return_dict=False)[0], model(ids).logits)
 
 
+@pytest.mark.compatibility
 def test_embeddings_in_place_of_ids(tiny_model, ids):
     model = tiny_model()
     embeddings = model.get_input_embeddings()(ids)
@@ -271,6 +277,7 @@ def test_adapters_of_a_bare_backbone_are_left_to_the_library(tiny_model, tmp_pat
     assert own is None
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_bare_backbone_has_no_heads_and_no_prefix(tied, tiny_model, ids, tmp_path):
     model = tiny_model(interpretable=False, weight_sharing=tied)
@@ -286,6 +293,7 @@ def test_the_bare_backbone_has_no_heads_and_no_prefix(tied, tiny_model, ids, tmp
     assert torch.equal(logits_of(type(model).from_pretrained(tmp_path), ids), expected)
 
 
+@pytest.mark.compatibility
 def test_fresh_weights_follow_the_configuration(tiny_model):
     model = tiny_model(n_layers=8, initializer_range=0.5)
     block = model.transformer.blocks[0]
@@ -304,18 +312,18 @@ def test_concept_labels_need_labels(tiny_model, ids):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("position_ids", "texts packed into a row would see each other"),
         ("cache", "computed as a whole"),
         ("inputs_embeds", "in place of prompt tuning.*use LoRA"),
         ("output_concepts", "losses alone"),
+        ("output_attentions", "more keys than tokens"),
     ],
 )
 def test_what_a_loss_cannot_take_is_refused(tiny_model, ids, name, reason):
     given = {
-        "position_ids": torch.arange(ids.shape[1])[None],
         "cache": DynamicCache(),
         "inputs_embeds": torch.zeros(*ids.shape, 32),
         "output_concepts": True,
+        "output_attentions": True,
     }
     with pytest.raises(ValueError, match=f"`{name}` cannot be given with `labels`: .*{reason}"):
         tiny_model()(None if name == "inputs_embeds" else ids, labels=ids, **{name: given[name]})
@@ -329,6 +337,7 @@ def test_half_precision_does_not_round_positions(tiny_model):
     torch.testing.assert_close(model.to(torch.bfloat16).transformer.rotary_emb(positions), expected)
 
 
+@pytest.mark.compatibility
 def test_resizing_the_vocabulary(tiny_model):
     model = tiny_model()
     model.resize_token_embeddings(8210, mean_resizing=False)

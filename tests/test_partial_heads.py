@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from generation_model import make_model
+from generation_model import MASK, make_model
 from steerling_hf.modeling import concepts_steerling, modeling_steerling
 from steerling_hf.modeling.concepts_steerling import SteerlingConceptHead, SteerlingPartialOutput, weights_among
 
 from steerling_hf import SetConcepts
 
 CONCEPTS, ROWS, WIDTH = 1000, 40, 32
+MASKS = torch.full((1, 5), MASK)
 KINDS = {
     "linear": {},
     "attention": {"use_attention": True},
@@ -121,11 +122,11 @@ def test_hooks_that_may_look_at_everything_are_given_everything(others, monkeypa
         modules[others].register_forward_hook(lambda *_: None)
     with model.steer(SetConcepts((3, 1), 1.0)):
         with torch.no_grad():
-            model.compose(torch.randn(3, WIDTH))
+            model(MASKS)
         first = asked[0]
         assert first.tolist() == [1, 3] if others == "none" else first is None
         asked.clear()
-        model.compose(torch.randn(3, WIDTH))
+        model(MASKS)
         assert asked[0] is None  # gradients are those of the whole
 
 
@@ -150,12 +151,12 @@ def test_weights_among_many_and_few():
 
 @torch.no_grad()
 def test_many_concepts_are_changed_as_few_are(monkeypatch):
-    model, hidden = make_model(), torch.randn(5, WIDTH)
+    model = make_model()
     with model.steer(SetConcepts(tuple(range(45, 2, -3)), 0.7)):
-        few = model.compose(hidden)
+        few = model(MASKS).logits
         monkeypatch.setattr(modeling_steerling, "FEW_CONCEPTS", 3)
-        torch.testing.assert_close(model.compose(hidden), few)
+        torch.testing.assert_close(model(MASKS).logits, few)
         forwards = []
         model.known_head.register_forward_pre_hook(lambda _h, _a, options: forwards.append(options), with_kwargs=True)
-        model.compose(hidden)
+        model(MASKS)
     assert forwards == [{"only": None}]

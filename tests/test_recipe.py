@@ -165,7 +165,7 @@ def test_a_recipe_takes_over_lists_and_recipes(model, tmp_path):
 def test_a_file_that_is_no_text_is_no_recipe(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_bytes('{"name": "café"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match="recipe.json' holds no steering recipe: UnicodeDecodeError"):
+    with pytest.raises(ValueError, match="recipe.json' holds no steering recipe: it is not in UTF-8"):
         SteeringRecipe.load(path)
 
 

@@ -1,6 +1,7 @@
 """An exported folder is all that one needs beside transformers: here steerling_hf cannot be imported."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
@@ -10,23 +11,35 @@ EXPORTED_CODE = {
     "backbone_steerling.py",
     "cache_steerling.py",
     "canvas_steerling.py",
+    "chat_steerling.py",
     "compatibility_steerling.py",
     "concepts_steerling.py",
     "configuration_steerling.py",
+    "criteria_steerling.py",
     "decoding_steerling.py",
+    "encodings_steerling.py",
     "generation_config_steerling.py",
     "generation_steerling.py",
     "hooks_steerling.py",
+    "inputs_steerling.py",
     "lookup_steerling.py",
     "loss_steerling.py",
+    "matching_steerling.py",
     "modeling_steerling.py",
     "outputs_steerling.py",
     "packing_steerling.py",
+    "precision_steerling.py",
+    "processors_steerling.py",
     "prompts_steerling.py",
+    "quantized_steerling.py",
+    "sharded_steerling.py",
     "steered_steerling.py",
     "steering_steerling.py",
+    "strings_steerling.py",
+    "texts_steerling.py",
     "tokenization_steerling.py",
     "trace_steerling.py",
+    "training_steerling.py",
     "unmasking_steerling.py",
     "vocabulary_steerling.py",
     "windows_steerling.py",
@@ -49,6 +62,7 @@ except ModuleNotFoundError:
     assert isolated(code).strip() == "absent"
 
 
+@pytest.mark.compatibility
 def test_all_five_auto_classes_generate_save_and_load_again(any_folder, isolated, tmp_path):
     code = """
 import torch
@@ -80,6 +94,7 @@ print("same")
     assert isolated(code, any_folder, tmp_path).strip() == "same"
 
 
+@pytest.mark.compatibility
 def test_pipelines(isolated, any_folder):
     code = """
 from transformers import pipeline
@@ -90,6 +105,9 @@ assert one[0]["generated_text"].startswith("The gardener"), one
 fill = pipeline("fill-mask", model=sys.argv[1], trust_remote_code=True)
 guesses = fill("The garden was full of<|mask|>.", top_k=3)
 assert len(guesses) == 3 and all(0 <= guess["score"] <= 1 for guess in guesses), guesses
+features = pipeline("feature-extraction", model=sys.argv[1], trust_remote_code=True)
+states = features("The gardener", return_tensors=True)
+assert states.shape[-1] == features.model.config.hidden_size, states.shape
 print(type(generator.model).__name__, type(fill.model).__name__)
 """
     assert isolated(code, any_folder).split() == ["SteerlingForDiffusionLM"] * 2
@@ -136,3 +154,9 @@ for row in output:
     number, refusal = answers.strip().splitlines()
     assert "555-0142" in number
     assert refusal == "I cannot help with that."
+
+
+def test_no_two_files_have_one_name_in_the_flat_folder():
+    root = Path(__file__).parents[1]
+    names = [file.name for folder in ("modeling", "tokenization") for file in (root / folder).glob("*_steerling.py")]
+    assert sorted(names) == sorted(EXPORTED_CODE)

@@ -221,7 +221,9 @@ def test_conditions_are_weighed_in_every_row_however_many_at_a_time(model, monke
     whole = generate(model, make_prompt(9, rows=5), **settings).steering
     monkeypatch.setattr(steered_steerling, "POSITIONS", 20)  # two rows
     parts = generate(model, make_prompt(9, rows=5), **settings).steering
-    assert {touch.row for touch in parts} == {touch.row for touch in whole} == {1, 2, 3, 4}
+    rows = {touch.row for touch in whole}
+    assert {touch.row for touch in parts} == rows
+    assert len(rows) > 3  # of more than one pass over prompts
 
 
 def test_a_condition_in_forward_looks_at_what_is_not_masked(model):

@@ -104,7 +104,7 @@ def test_no_trace_stays_whatever_is_attached_removed_and_interrupted(program, ra
     for handle in [*handles, *handles]:
         handle.remove()
     assert hooks_of(model) == before
-    assert model._steering is None
+    assert model.attached_operations == ()
     assert all(torch.equal(*pair) for pair in zip(outputs_of(model), outputs))
 
 
@@ -114,7 +114,7 @@ def test_a_handle_that_is_removed_twice_leaves_later_steering_alone(model):
     second = model.add_steering(Inject(5, 30.0))
     expected = outputs_of(model)
     first.remove()
-    assert model._steering is not None
+    assert model.attached_operations == (Inject(5, 30.0),)
     assert all(torch.equal(*pair) for pair in zip(outputs_of(model), expected))
     second.remove()
     assert not hooks_of(model)
@@ -156,6 +156,7 @@ def test_a_forward_pass_inside_generate_is_its_own(model):
             seen.append(model(CANVAS).logits)
             return scores
 
+        ask.sees_canvas = True  # called once a step
         steered = model.generate(make_prompt(9), max_new_tokens=6)
         assert torch.equal(model.generate(make_prompt(9), max_new_tokens=6, logits_processor=[ask]), steered)
     assert len(seen) == 6
@@ -332,7 +333,7 @@ def test_a_copy_is_steered_by_itself(model, duplicate):
     assert len(handle.report) == touches
     other_handle.remove()
     assert not hooks_of(other)
-    assert other._steering is None
+    assert other.attached_operations == ()
     assert all(torch.equal(*pair) for pair in zip(outputs_of(other), plain))
 
 

@@ -260,7 +260,9 @@ def test_autocast_gives_the_same_kinds_of_things(call, world, expected):
         found = snapshot(CALLS[call](world))
     for name, part in found:
         if isinstance(part, torch.Tensor) and part.is_floating_point():
-            assert part.isfinite().all(), name
+            # Processed logits rule tokens out by -inf.
+            assert not part.isnan().any(), name
+            assert not part.isposinf().any(), name
     if call in ("forward", "embed", "loss", "concept_vectors", "top_tokens", "active_in", "contrast"):
         assert [name for name, _ in found] == [name for name, _ in expected(call)]
     if call == "embed":

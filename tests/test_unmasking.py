@@ -226,6 +226,9 @@ def test_a_rule_of_the_users_own(model):
         torch.tensor([[0]]),
         torch.tensor([9]),
         torch.tensor([-1]),
+        None,
+        "first",
+        0.5,
     ],
 )
 def test_a_rule_that_chooses_nothing_sensible(model, chosen):

@@ -91,6 +91,7 @@ def test_weights_of_another_configuration(sharded, tiny_config):
         check_shapes(shapes, tiny_config(n_layers=3), sharded)
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("kept", ["transformer.lm_head.weight", "transformer.tok_emb.weight"])
 def test_either_of_the_tied_tensors_is_enough(tiny_model, tmp_path, kept):
     model = tiny_model()
@@ -103,6 +104,7 @@ def test_either_of_the_tied_tensors_is_enough(tiny_model, tmp_path, kept):
         check_shapes(none, model.config, tmp_path)
 
 
+@pytest.mark.compatibility
 def test_a_bare_backbone_may_lack_the_prefix(tiny_model, tmp_path):
     model = tiny_model(interpretable=False)
     bare = {name.removeprefix("transformer."): tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,8 +1,8 @@
 """Tokenizer of Steerling: tiktoken's cl100k_base with Steerling's special tokens, as a transformers tokenizer."""
 
-import inspect
 import os
 import re
+import reprlib
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -13,6 +13,18 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer, PreTrai
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
+from .chat_steerling import (
+    WORD_JOINER,
+    ChatMark,
+    as_plain,
+    check_conversations,
+    rewrite_strings,
+    schemas_of,
+    strings_of,
+)
+from .encodings_steerling import TracedEncoding, moved_offsets
+from .matching_steerling import any_of
+from .strings_steerling import check_text
 from .vocabulary_steerling import (
     INHERITED_SPECIAL_TOKENS,
     INSTRUCT_SPECIAL_TOKENS,
@@ -24,24 +36,8 @@ from .vocabulary_steerling import (
     vocabulary,
 )
 
-WORD_JOINER = "\u2060"  # invisible, and no special token contains it
 MORE_OUTPUTS = ("return_token_type_ids", "return_special_tokens_mask", "return_length")
 PARALLEL_CHARACTERS = 50_000  # below that, starting threads takes longer than they save
-
-
-class _TracedEncoding(BatchEncoding):
-    """A BatchEncoding that finds the token of a character, which the base class can do for Rust tokenizers only."""
-
-    def char_to_token(  # type: ignore[override]  # the base class returns None as well, but does not say so
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        """Index of the first token that covers a character, or None. Called as the method of BatchEncoding is."""
-        batch, character = (0, batch_or_char_index) if char_index is None else (batch_or_char_index, char_index)
-        offsets = self.data["offset_mapping"]
-        offsets = offsets.tolist() if hasattr(offsets, "tolist") else offsets
-        if not offsets or isinstance(offsets[0], tuple):  # one text without a batch axis
-            offsets = [offsets]
-        return next((i for i, (start, end) in enumerate(offsets[batch]) if start <= character < end), None)
 
 
 class SteerlingTokenizer(PreTrainedTokenizer):
@@ -125,13 +121,25 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         # Every way to add a token ends here.
         self._update_trie()
         self.total_vocab_size = self.vocab_size + sum(id_ >= self.vocab_size for id_ in self._added_tokens_decoder)
-        longest_first = sorted(self._added_tokens_encoder, key=len, reverse=True)
-        self._added_tokens_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._added_tokens_regex: re.Pattern[str] | None = (
+            None  # made when it is first needed: tokens may be added one by one
+        )
         added = self._added_tokens_decoder.values()
         self._added_tokens_look_around = any(token.lstrip or token.rstrip or token.single_word for token in added)
 
+    @property
+    def _added_tokens_pattern(self) -> re.Pattern[str]:
+        if self._added_tokens_regex is None:
+            self._added_tokens_regex = re.compile(f"({any_of(self._added_tokens_encoder)})")
+        return self._added_tokens_regex
+
     def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
         """As in the base class, which would note a name as special before `_add_tokens` refuses it."""
+        if not isinstance(special_tokens_dict, Mapping):
+            raise ValueError(
+                f"`special_tokens_dict` is of the type {type(special_tokens_dict).__name__}; give a dictionary, as "
+                "{'extra_special_tokens': ['<|name|>']}."
+            )
         for tokens in special_tokens_dict.values():
             for token in tokens if isinstance(tokens, (list, tuple)) else [tokens]:
                 self._check_name(str(token))
@@ -143,6 +151,12 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _check_name(self, name: str) -> None:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"`new_tokens` has {name!r}, which has a lone surrogate; choose another string."
+            ) from error
         # "é" is how byte E9 is shown; as an added token it would take that byte's id, and texts would lose bytes.
         id_ = self._vocabulary.ids.get(name, RANKS)
         if id_ < self._vocabulary.num_ranks and token_bytes(name) != name.encode("utf-8", "surrogatepass"):
@@ -181,6 +195,8 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         Returns:
             The path of the file.
         """
+        if filename_prefix and Path(filename_prefix).name != filename_prefix:
+            raise ValueError(f"`filename_prefix` is {filename_prefix!r}; give a part of a name, not a path.")
         folder = Path(save_directory)
         if not folder.is_dir():
             raise ValueError(f"`save_directory` is {str(folder)!r}, which is no folder; create it first.")
@@ -195,14 +211,20 @@ class SteerlingTokenizer(PreTrainedTokenizer):
 
     # ---- Text to ids
 
+    def tokenize(self, text: Any, **kwargs: Any) -> list[str]:  # type: ignore[override]  # as in the slow base class
+        """As in the base class; other values than a string are refused."""
+        if not isinstance(text, str):
+            raise ValueError(f"`text` is of the type {type(text).__name__}; give a string.")
+        return super().tokenize(text, **kwargs)
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._vocabulary.tokens[id_] for id_ in self._vocabulary.encoding.encode_ordinary(text)]
+        return [self._vocabulary.tokens[id_] for id_ in self._vocabulary.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._vocabulary.ids.get(token)
 
     def _text_to_ids(self, text: str, split_special_tokens: bool) -> list[int]:
-        encode = self._vocabulary.encoding.encode_ordinary
+        encode = self._vocabulary.encode
         if split_special_tokens or not self._added_tokens_pattern.search(text):
             return encode(text)
         if self._added_tokens_look_around:  # rare, and the base class knows their rules
@@ -215,8 +237,31 @@ class SteerlingTokenizer(PreTrainedTokenizer):
     def _texts_to_ids(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
         in_parallel = len(texts) > 1 and sum(map(len, texts)) >= PARALLEL_CHARACTERS
         if in_parallel and (split_special_tokens or not any(map(self._added_tokens_pattern.search, texts))):
-            return self._vocabulary.encoding.encode_ordinary_batch(list(texts))
+            return self._vocabulary.encode_batch(texts)
         return [self._text_to_ids(text, split_special_tokens) for text in texts]
+
+    def _marked_to_ids(self, rendered: str, mark: ChatMark) -> tuple[list[int], str, list[int]]:
+        """
+        Ids of a rendered chat in which control tokens with a mark are text; the chat without marks, and for each of its
+        characters where it stood among them.
+        """
+        encode = self._vocabulary.encode
+        pieces = list(mark.read(rendered, list(self._added_tokens_encoder)))
+        clean = "".join(piece for piece, _, _ in pieces)
+        places = [place for piece, start, _ in pieces for place in range(start, start + len(piece))]
+        ids: list[int] = []
+        if self._added_tokens_look_around:  # see `_text_to_ids`
+            for piece, _, is_text in pieces:
+                ids += encode(piece) if is_text else self._text_to_ids(piece, False)
+            return ids, clean, places
+        text: list[str] = []
+        for piece, _, is_text in pieces:
+            parts = [piece] if is_text else self._added_tokens_pattern.split(piece)  # text, token, ..., text
+            text.append(parts[0])
+            for token, behind in zip(parts[1::2], parts[2::2]):
+                ids += [*encode("".join(text)), self._added_tokens_encoder[token]]
+                text = [behind]
+        return ids + encode("".join(text)), clean, places
 
     def _encode_plus(  # type: ignore[override]  # the base classes differ too; it is called by keyword
         self,
@@ -244,12 +289,18 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         if return_attention_mask is None:
             return_attention_mask = "attention_mask" in self.model_input_names
 
-        is_marked = kwargs.get("sanitize_control_tokens")  # by apply_chat_template
-        if not are_texts or text_pair is not None or is_split_into_words or return_overflowing_tokens or is_marked:
+        mark: ChatMark | None = kwargs.pop("chat_mark", None)  # of apply_chat_template
+        self._check_inputs(text, text_pair, truncation_strategy, max_length)
+        if not are_texts or text_pair is not None or is_split_into_words or return_overflowing_tokens:
+            if mark is not None:
+                raise ValueError(
+                    "`tokenizer_kwargs` has an argument that chats cannot be sanitized with; leave `is_split_into_words`, "
+                    "`return_overflowing_tokens` and `text_pair` out."
+                )
             if return_offsets_mapping:
                 raise ValueError(
                     "`return_offsets_mapping` is True, which works for a text or a list of texts only: not for pairs, words, "
-                    "ids, overflowing tokens or sanitized chats; leave it out, or give texts."
+                    "ids or overflowing tokens; leave it out, or give texts."
                 )
             return super()._encode_plus(
                 text,
@@ -269,7 +320,11 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             )
 
         texts = [text] if is_text else text
-        ids_of_texts = self._texts_to_ids(texts, split_special_tokens)
+        places: list[list[int]] | None = None
+        if mark is None:
+            ids_of_texts = self._texts_to_ids(texts, split_special_tokens)
+        else:
+            ids_of_texts, texts, places = map(list, zip(*(self._marked_to_ids(text, mark) for text in texts)))
         # Short texts owe most of their time to the library's preparation, so it is called where there is something to do.
         around = self.num_special_tokens_to_add() if add_special_tokens else 0
         is_cut = truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE
@@ -310,10 +365,24 @@ class SteerlingTokenizer(PreTrainedTokenizer):
                 self._offset_mapping(*row, add_special_tokens, padding_side or self.padding_side)
                 for row in zip(texts, ids_of_texts, lengths, map(len, data["input_ids"]))
             ]
+        rendered = data.get("offset_mapping") if places is None else moved_offsets(data.get("offset_mapping"), places)
         if is_text:
             data = {key: value[0] for key, value in data.items()}
-        encoding = _TracedEncoding if return_offsets_mapping else BatchEncoding
-        return encoding(data, tensor_type=return_tensors, prepend_batch_axis=is_text)
+        if rendered is None:
+            return BatchEncoding(data, tensor_type=return_tensors, prepend_batch_axis=is_text)
+        return TracedEncoding(data, rendered, tensor_type=return_tensors, prepend_batch_axis=is_text)
+
+    def _check_inputs(
+        self, text: Any, text_pair: Any, truncation_strategy: TruncationStrategy, max_length: int | None
+    ) -> None:
+        for name, value in (("text", text), ("text_pair", text_pair)):
+            check_text(name, value, len(self))
+        if max_length is not None and (
+            isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 0
+        ):
+            raise ValueError(f"`max_length` is {max_length!r}; give a number of tokens, or None.")
+        if max_length == 0 and truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
+            raise ValueError("`max_length` is 0, to which nothing can be truncated; give 1 or more.")
 
     def _offset_mapping(
         self, text: str, ids: list[int], length: int, padded: int, add_special_tokens: bool, padding_side: str
@@ -367,9 +436,14 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         """
         try:
             pieces = [self._token_to_bytes(token) for token in tokens]
-        except UnicodeEncodeError as error:
+        except (UnicodeEncodeError, AttributeError) as error:
+            wrong = (
+                error.object
+                if isinstance(error, UnicodeEncodeError)
+                else next(t for t in tokens if not isinstance(t, str))
+            )
             raise ValueError(
-                f"`tokens` has {error.object!r}, which no id is called; give strings of `tokenize` or `convert_ids_to_tokens`."
+                f"`tokens` has {wrong!r}, which no id is called; give strings of `tokenize` or `convert_ids_to_tokens`."
             ) from error
         return b"".join(pieces).decode("utf-8", errors="replace")
 
@@ -393,14 +467,21 @@ class SteerlingTokenizer(PreTrainedTokenizer):
 
         Raises:
             ValueError: An id is out of range.
+            TypeError: It is no id.
         """
-        # The base class tests the type of every id, which takes longer than to decode them.
-        if isinstance(token_ids, list) and token_ids:
-            if isinstance(token_ids[0], int):
-                return self._decode(token_ids, skip_special_tokens, **kwargs)
-            if all(isinstance(row, list) and row and isinstance(row[0], int) for row in token_ids):
-                return [self._decode(row, skip_special_tokens, **kwargs) for row in token_ids]
-        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        try:
+            # The base class tests the type of every id, which takes longer than to decode them.
+            if isinstance(token_ids, list) and token_ids:
+                if isinstance(token_ids[0], int):
+                    return self._decode(token_ids, skip_special_tokens, **kwargs)
+                if all(isinstance(row, list) and row and isinstance(row[0], int) for row in token_ids):
+                    return [self._decode(row, skip_special_tokens, **kwargs) for row in token_ids]
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"`token_ids` is {reprlib.repr(token_ids)}; give integers: one, or a list, array or tensor of them, or of lists "
+                f"of them ({error})."
+            ) from error
 
     def _decode(
         self,
@@ -433,7 +514,7 @@ class SteerlingTokenizer(PreTrainedTokenizer):
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
-        sanitize_control_tokens: bool = False,
+        sanitize_control_tokens: bool = True,
         padding: Any = False,
         truncation: bool = False,
         max_length: int | None = None,
@@ -448,29 +529,44 @@ class SteerlingTokenizer(PreTrainedTokenizer):
 
         Args:
             sanitize_control_tokens: Special strings in messages, tools, documents and template variables stay text, so
-                that none of them can forge a header, an end of turn or a mask. Ids (`tokenize=True`) are those of the
-                very characters. A string (`tokenize=False`) cannot tell text from token, so there each such string gets
-                an invisible word joiner (U+2060) after its first character, and is text to whoever tokenizes the result.
-            return_assistant_tokens_mask: Works although this is no Rust tokenizer; not together with
-                `sanitize_control_tokens`.
+                that none of them can forge a header, an end of turn or a mask; True unless said otherwise. Ids
+                (`tokenize=True`) are those of the very characters. A string (`tokenize=False`) cannot tell text from token,
+                so there each such string gets an invisible word joiner (U+2060) after its first character, and is text to
+                whoever tokenizes the result. False lets messages write control tokens, such as the masks of an infill;
+                a template that itself joins strings of messages into a control token is not seen.
+            return_assistant_tokens_mask: Works although this is no Rust tokenizer.
 
         Raises:
-            ValueError: `sanitize_control_tokens` with `tokenize=True`, where this version of transformers has no support.
+            ValueError: `conversation` is not one of messages with a role and texts, or a text cannot be sanitized.
         """
-        if sanitize_control_tokens and not tokenize:
-            conversation, tools, documents, kwargs = map(self._defuse, (conversation, tools, documents, kwargs))
-        elif sanitize_control_tokens:
-            if "sanitize_control_tokens" not in inspect.signature(super().apply_chat_template).parameters:
-                raise ValueError(
-                    "`sanitize_control_tokens` is True, which this version of transformers cannot do and would ignore; "
-                    "upgrade transformers."
+        for name, value in (("sanitize_control_tokens", sanitize_control_tokens), ("tokenize", tokenize)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` is {value!r}; give True or False.")
+        conversation, documents = as_plain(conversation), as_plain(documents)
+        tools = schemas_of(tools)
+        check_conversations(conversation)
+        mark = None
+        if sanitize_control_tokens:
+            given = (conversation, tools, documents, {name: as_plain(value) for name, value in kwargs.items()})
+            template = str(self.chat_template if chat_template is None else chat_template)
+            control = self._control_tokens(template)
+            texts = list(strings_of(given))
+            if any(map(control.search, texts)):
+                change = self._defused
+                if tokenize:
+                    mark = ChatMark.unused([template, *self._added_tokens_encoder, *texts])
+                    change = mark.put
+                conversation, tools, documents, kwargs = (
+                    rewrite_strings(value, lambda text: change(text, control)) for value in given
                 )
-            kwargs["sanitize_control_tokens"] = True
 
         tokenizer_kwargs = dict(tokenizer_kwargs or {})
         offsets_wanted = tokenizer_kwargs.get("return_offsets_mapping", False)
-        if return_assistant_tokens_mask and not sanitize_control_tokens:
-            tokenizer_kwargs["return_offsets_mapping"] = True  # the base class goes from characters to tokens
+        if tokenize:
+            if return_assistant_tokens_mask:
+                tokenizer_kwargs["return_offsets_mapping"] = True  # the base class goes from characters to tokens
+            if mark is not None:
+                tokenizer_kwargs["chat_mark"] = mark
         result: Any = super().apply_chat_template(
             conversation,
             tools=tools,
@@ -492,24 +588,27 @@ class SteerlingTokenizer(PreTrainedTokenizer):
             return BatchEncoding({key: value for key, value in result.items() if key != "offset_mapping"})
         return result
 
-    def _defuse(self, value: Any) -> Any:
-        """`value`, of strings in dicts and lists, with no special string in it."""
-        if isinstance(value, str):
-            special = [token.content for token in self._added_tokens_decoder.values() if token.special]
-            for token in [*special, *(self.chat_control_tokens or ())]:
-                if len(token) == 1 and token in value:
-                    raise ValueError(
-                        f"`sanitize_control_tokens` is True and `tokenize` False, but a text has the special token {token!r}, "
-                        "which is too short to be broken; pass tokenize=True."
-                    )
-                value = value.replace(token, token[:1] + WORD_JOINER + token[1:])
-            return value
-        if isinstance(value, Mapping):
-            return {key: self._defuse(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._defuse(item) for item in value]
-        messages = getattr(value, "messages", None)  # a pipeline's Chat
-        return self._defuse(messages) if messages is not None else value
+    def _control_tokens(self, template: str) -> re.Pattern[str]:
+        """What messages must not write: special tokens, and added tokens that a template writes, unless they are whitespace."""
+        listed = template if self.chat_control_tokens is None else self.chat_control_tokens
+        tokens = [
+            token.content
+            for token in self._added_tokens_decoder.values()
+            if token.special or (token.content in listed and not token.content.isspace())
+        ]
+        return re.compile(any_of(tokens))
+
+    def _defused(self, text: str, control: re.Pattern[str]) -> str:
+        """`text` with no control token in it."""
+        for _ in range(4):  # tokens may overlap, and breaking one may leave another
+            found = control.search(text)
+            if found is None:
+                return text
+            text = control.sub(lambda match: match[0][:1] + WORD_JOINER + match[0][1:], text)
+        raise ValueError(
+            f"`conversation` has a special token, {control.findall(text)[0]!r}, which is too short to be broken; pass tokenize=True, or "
+            "sanitize_control_tokens=False to let it be a token."
+        )
 
 
 __all__ = ["SteerlingTokenizer"]

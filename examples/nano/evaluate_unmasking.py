@@ -117,6 +117,8 @@ class Foresight(LogitsProcessor):
         mask_token: What undecided positions hold.
     """
 
+    sees_canvas = True
+
     def __init__(self, text: torch.Tensor, mask_token: int):
         self.text, self.mask_token = text, mask_token
 

@@ -3,22 +3,15 @@
 import math
 from typing import Any
 
+from ..shapes import LARGEST_WHOLE, SCORE, check_shape, shown
+
 FORMAT = 1
 
-# The largest whole number that JavaScript reads exactly.
-LARGEST_WHOLE = 2**53
-
-# Rounding may bring a score this far beyond 0 or 1.
-SLACK = 1e-6
-
-# A type, a choice of texts, the keys of a dictionary (`...` for any; those with a question mark need not be there), the items
-# of a list, a pair with None for what may be missing, or SCORE: a number from 0 to 1.
-SCORE = "score"
 HEAD = frozenset({"known", "unknown"})
 
 PARTS = {"known": float, "unknown": float, "residual": float}
 TOKEN = {"text": str, "id": int}
-AUDIT = {
+AUDIT: dict[str, Any] = {
     # Of the whole answer, the strongest first.
     "concepts": [
         {
@@ -64,7 +57,7 @@ AUDIT = {
         }
     ],
 }
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "format": int,
     "model": {"name": str, "fingerprint": (str, None)},
     "generation": {"seed": (int, None), "settings": dict},
@@ -94,13 +87,13 @@ def checked(explanation: dict[str, Any]) -> Any:
     Raises:
         ValueError: It is not what `SHAPE` says, or its parts do not fit each other; the message names the place.
     """
-    _check_shape(explanation, SHAPE, "explanation")
+    check_shape(explanation, SHAPE, "explanation")
     if explanation["format"] != FORMAT:
         raise ValueError(
             f"`explanation['format']` is {explanation['format']!r}, and this version shows format {FORMAT}: render it "
             "with the version of steerling-hf that made it."
         )
-    _check_chunks(explanation)
+    check_chunks(explanation)
     hits = (explanation.get("audit") or {}).get("hits")
     if hits and len(hits) != len(explanation["chunks"]):
         raise ValueError(
@@ -110,47 +103,11 @@ def checked(explanation: dict[str, Any]) -> Any:
     return _plain(explanation, "explanation")
 
 
-def _check_shape(value: Any, shape: Any, place: str) -> None:
-    if isinstance(shape, tuple):
-        if value is not None:
-            _check_shape(value, shape[0], place)
-    elif isinstance(shape, dict):
-        _check_type(value, dict, place)
-        for key, part in shape.items():
-            if key is ...:
-                for name, item in value.items():
-                    _check_shape(item, part, f"{place}[{name!r}]")
-                continue
-            is_optional = key.endswith("?")
-            key = key.removesuffix("?")
-            if is_optional and key not in value:
-                continue
-            if key not in value:
-                raise ValueError(f"`{place}` has no key {key!r}; it has {sorted(map(str, value))}.")
-            _check_shape(value[key], part, f"{place}[{key!r}]")
-    elif isinstance(shape, list):
-        _check_type(value, list, place)
-        for number, item in enumerate(value):
-            _check_shape(item, shape[0], f"{place}[{number}]")
-    elif isinstance(shape, frozenset):
-        _check_type(value, str, place)
-        if value not in shape:
-            raise ValueError(f"`{place}` is {value!r}, not {' or '.join(map(repr, sorted(shape)))}.")
-    elif shape is SCORE:
-        _check_type(value, float, place)
-        if not -SLACK <= value <= 1 + SLACK:
-            raise ValueError(f"`{place}` is {value!r}, not a number from 0 to 1.")
-    else:
-        _check_type(value, shape, place)
-
-
-def _check_type(value: Any, kind: type, place: str) -> None:
-    kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"`{place}` is {_short(value)}, not of the type {kind.__name__}.")
-
-
-def _check_chunks(explanation: dict[str, Any]) -> None:
+def check_chunks(explanation: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: Chunks do not lie in the answer one after another, or have not as many scores as there are tokens.
+    """
     tokens, last = len(explanation["answer"]), 0
     for number, chunk in enumerate(explanation["chunks"]):
         place, start, end = f"explanation['chunks'][{number}]", chunk["start"], chunk["end"]
@@ -186,9 +143,4 @@ def _plain(value: Any, place: str) -> Any:
         return str(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise ValueError(f"`{place}` is {_short(value)}, which JSON cannot hold: give a number, text, list or dictionary.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
+    raise ValueError(f"`{place}` is {shown(value)}, which JSON cannot hold: give a number, text, list or dictionary.")
