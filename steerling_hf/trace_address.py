@@ -23,8 +23,8 @@ class Address:
 
     Args:
         shown: As messages, files and logs may have it: without a password.
-        uri: What to connect to, without user and password; for a path the same as `shown`.
-        path: The folder of an embedded engine, `None` for a server.
+        uri: What to connect to, without user and password.
+        path: The folder of an embedded engine, wherever the program's working folder is later; `None` for a server.
         token: What a server asks for, "" for nothing.
     """
 
@@ -49,13 +49,15 @@ class Address:
 def read_address(uri: Any, token: Any = None) -> Address:
     """
     Args:
-        uri: A path that ends in ".db", or "http://host:port", also with "user:password@" before the host.
+        uri: A path that ends in ".db", or "http://host:port", also with "user:password@" before the host; or an `Address`.
         token: A server's token, or "user:password".
 
     Raises:
         TypeError: One is no text.
         ValueError: The address is empty or has characters that none has, or names a user beside a token.
     """
+    if isinstance(uri, Address):
+        return uri
     if not isinstance(uri, str | os.PathLike) or isinstance(given := os.fspath(uri), bytes):
         raise TypeError(f"`uri` is a {type(uri).__name__}: {REMEDY}.")
     if not isinstance(token, str | None):
@@ -69,7 +71,7 @@ def read_address(uri: Any, token: Any = None) -> Address:
         path = Path(given)
         if path.suffix != ".db":
             raise ValueError(f"`uri` is {shown!r}: {REMEDY}.")
-        return Address(redacted(str(path)), str(path), path, token or "")
+        return Address(redacted(str(path)), str(path.absolute()), path.absolute(), token or "")
     scheme, _, rest = given.partition("://")
     user, at, host = rest.rpartition("@")
     if at and token:

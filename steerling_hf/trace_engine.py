@@ -28,7 +28,8 @@ class TraceEngine:
     `open_engine`): the embedded engine has one server for each folder.
 
     Args:
-        uri: "http://host:19530" or https, a server; or a path that ends in ".db", which the embedded engine makes a folder.
+        uri: "http://host:19530" or https, a server; or a path that ends in ".db", which the embedded engine makes a folder; or an
+            `Address`.
         token: The server's token, or "user:password".
         timeout: Seconds to wait for a server.
         create: Make the folder of an embedded engine if there is none.
@@ -58,8 +59,7 @@ class TraceEngine:
             raise ImportError("An index of documents needs Milvus: pip install 'steerling-hf[trace]'") from error
         self._address = read_address(uri, token)
         self.uri = self._address.shown
-        # What the program's working folder is later does not matter.
-        self.path = None if self._address.path is None else self._address.path.absolute()
+        self.path = self._address.path
         # Some calls raise the errors of gRPC as they are.
         self._errors = (MilvusException, RpcError)
         self._options = {"timeout": timeout, "grpc_options": PATIENCE}
@@ -79,8 +79,7 @@ class TraceEngine:
         refusal: Exception
         try:
             with _quiet():
-                uri = self._address.uri if self.path is None else str(self.path)
-                self.client = MilvusClient(uri, token=self._address.token, **self._options)
+                self.client = MilvusClient(self._address.uri, token=self._address.token, **self._options)
                 version = self.client.get_server_version()
         except self._errors as error:
             refusal, cause = self._refusal(error), error

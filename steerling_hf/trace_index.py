@@ -94,12 +94,13 @@ class TraceIndex:
     def __init__(
         self, uri: str, token: str | None = None, collection: str = "steerling_documents", timeout: float = 10
     ):
-        self.uri = read_address(uri, token).shown
+        address = read_address(uri, token)
+        self.uri = address.shown
         _check_collection(collection)
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` is {timeout!r}: give seconds, more than 0.")
         self._collection = collection
-        self._connection = (uri, token, timeout)
+        self._address, self._timeout = address, timeout
         self._lock = threading.RLock()
         self._engine: TraceEngine | None = None
         # Gives the engine back, also when this object is forgotten without having been closed.
@@ -398,7 +399,7 @@ class TraceIndex:
     def _open(self, create: bool) -> TraceEngine:
         with self._lock:
             if self._engine is None:
-                self._engine = open_engine(*self._connection, create=create)
+                self._engine = open_engine(self._address, None, self._timeout, create)
                 self._give_back = weakref.finalize(self, self._engine.release)
                 self._give_back.atexit = False
             return self._engine

@@ -91,12 +91,16 @@ def test_arguments_that_are_refused(arguments, message, tmp_path):
         TraceIndex(tmp_path / "index.db", **arguments)
 
 
-def told(error: BaseException) -> str:
+def told(error: BaseException | None) -> str:
     """All that an error tells, those behind it included."""
-    texts = []
-    while error is not None:
-        texts += [str(error), repr(error), repr(vars(error))]
-        error = error.__cause__ or error.__context__
+    texts: list[str] = []
+    waiting, seen = [error], set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            texts += [str(one), repr(one), repr(vars(one))]
+            waiting += [one.__cause__, one.__context__]
     return "\n".join(texts)
 
 
@@ -117,6 +121,7 @@ def test_no_error_tells_a_password(given, server, tokenizer, caplog, capsys):  #
         with pytest.raises(error) as caught:
             TraceIndex(**arguments(user, host), timeout=1)
         found.append(told(caught.value))
+        assert caught.value.__cause__ is caught.value.__context__ is None
     index = TraceIndex(**arguments(WRITER, place))
     index.build(model, tokenizer, TEXTS, progress=False)
     found += [repr(index), index.uri]

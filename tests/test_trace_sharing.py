@@ -103,6 +103,14 @@ def test_two_names_of_one_folder(tmp_path, path, model, tokenizer, monkeypatch):
         assert len(first) == 5
 
 
+def test_a_relative_path_stays_where_it_was(tmp_path, path, model, tokenizer, in_parts, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    with TraceIndex("index.db") as index:
+        monkeypatch.chdir("/")
+        assert build(index, model, tokenizer) == len(TEXTS)
+    assert (path / "collections").is_dir()
+
+
 def test_an_engine_that_was_stopped_from_outside_is_no_server(path, model, tokenizer):
     from milvus_lite.server_manager import server_manager_instance
 
@@ -172,6 +180,23 @@ def test_two_threads_build_what_one_would(path, model, tokenizer, in_parts):  # 
         for thread in threads:
             thread.join()
         assert sorted(row["text"] for page in index.rows() for row in page) == sorted(TEXTS)
+
+
+def test_two_threads_make_one_index(path, model, tokenizer, monkeypatch):
+    create, waits = TraceStore.create, iter((0.2, 0.6))
+
+    def slowly(store, info):
+        # The second one comes when the first one has made it.
+        time.sleep(next(waits))
+        create(store, info)
+
+    monkeypatch.setattr(TraceStore, "create", slowly)
+    with TraceIndex(path) as index:
+        run_beside(
+            lambda: build(index, model, tokenizer, TEXTS[:5]), lambda: build(index, model, tokenizer, TEXTS[5:9])
+        )
+        assert len(index) == 9
+    assert len(list((path / "collections").iterdir())) == 1
 
 
 def test_closing_while_another_asks(path, model, tokenizer):
