@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -143,7 +144,7 @@ class SteerlingConfig(PreTrainedConfig):
     end_header_id: int | None = None
     eot_id: int | None = None
 
-    def __post_init__(self, concept: dict | None = None, **kwargs):
+    def __post_init__(self, concept: Any = None, **kwargs):
         kwargs.pop("model_type", None)
         # The library sets every class default after the keyword, so an alias that names a field of its own is lost.
         if "tie_word_embeddings" in kwargs:
