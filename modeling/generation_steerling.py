@@ -229,7 +229,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
         if generation_config.max_time is not None:
             deadlines.append(started + generation_config.max_time)
         if generation_config.stop_strings is not None:
-            if not hasattr(tokenizer, "get_vocab"):
+            if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
                 raise ValueError("`stop_strings` need the tokenizer: pass `tokenizer=tokenizer` to generate().")
             criteria.append(StopStringCriteria(cast(Any, tokenizer), generation_config.stop_strings))
         # 1.
@@ -333,7 +333,7 @@ class SteerlingGenerationMixin(SteerableMixin, GenerationMixin):
 
     def _how_computed(self, steering: Any, rows: int, generation_config: Any) -> str:
         """What can have made logits infinite or NaN, and what helps."""
-        kind = self.device.type
+        kind = self.transformer.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.transformer.dtype
         given = operations_by_row(self, steering, rows, generation_config.num_return_sequences)
         names = [

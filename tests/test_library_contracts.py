@@ -153,7 +153,10 @@ def test_criteria_of_the_library(model):
     assert generate(model, inputs, stopping_criteria=[MaxLengthCriteria(14)]).sequences.shape == (3, 14)
     assert torch.equal(generate(model, inputs, stopping_criteria=[MaxTimeCriteria(1e6)]).sequences, free)
     late = MaxTimeCriteria(1.0, initial_timestamp=time.time() - 2)
-    assert generate(model, inputs, stopping_criteria=[late]).sequences.shape[1] < 29
+    ended = generate(model, inputs, stopping_criteria=[late])
+    assert (
+        max(int(trace.step_map.max()) for trace in ended.traces) == 0
+    )  # as by `max_time`, at once and not at the next column
 
 
 @pytest.mark.parametrize("answer", [None, [True], torch.zeros(3, 2), "yes"], ids=str)
@@ -230,6 +233,10 @@ def test_no_token_ends_a_row(model, library_warnings):
     free = generate(model, padded(), eos_token_id=-1).sequences
     assert free.shape == (3, 29)
     assert not (free[:, 9:] == PAD).any()
+    gap = torch.tensor([[5, MASK, 7]])
+    last = {(VOCABULARY - 1,): 1000.0}
+    for ends in (-1, [-1, 5]):
+        assert model.generate(gap, max_new_tokens=0, eos_token_id=ends, sequence_bias=last)[0, 1] == VOCABULARY - 1
     library_warnings.clear()  # of the library, that this never stops before `max_new_tokens`
 
 
